@@ -1,0 +1,78 @@
+"""Hygiene of the notebook file: executed in order, clean outputs, short cells, links that lead somewhere."""
+import json
+import re
+import statistics
+
+import pytest
+
+from notebook_definitions import ROOT, code_cells, source, tags
+
+NOTEBOOK = json.loads((ROOT / "DLRM.ipynb").read_text(encoding="utf-8"))
+MARKDOWN = [source(cell) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"]
+OUTPUTS = [output for cell in code_cells() for output in cell["outputs"]]
+
+
+def lines_of_code(cell):
+    return len([line for line in source(cell).splitlines() if line.strip() and not line.strip().startswith("#")])
+
+
+def test_it_was_executed_top_to_bottom():
+    assert [cell["execution_count"] for cell in code_cells()] == list(range(1, len(code_cells()) + 1))
+
+
+def test_outputs_hold_no_stderr_no_error_and_no_widget():
+    assert not [output for output in OUTPUTS if output.get("name") == "stderr" or output["output_type"] == "error"]
+    assert "widget" not in json.dumps(NOTEBOOK["metadata"]) and "widget-view" not in json.dumps(OUTPUTS)
+    assert not re.search(r"\d+%\|", json.dumps(OUTPUTS))                       # what a progress bar leaves behind
+
+
+def test_it_names_no_machine():
+    text = json.dumps(NOTEBOOK)
+    assert not re.search(r"/(home|root|tmp|Users|work|mnt)/|[A-Z]:\\\\|0x[0-9a-f]{8}", text)
+
+
+def test_it_is_small():
+    assert (ROOT / "DLRM.ipynb").stat().st_size < 1_500_000 and len(code_cells()) <= 100
+
+
+def test_cells_are_short():
+    lengths = sorted(map(lines_of_code, code_cells()))
+    assert statistics.median(lengths) <= 6 and lengths[int(0.9 * len(lengths))] <= 20 and lengths[-1] <= 45
+    words = [len(text.split()) for text in MARKDOWN]
+    assert statistics.median(words) <= 60
+
+
+def test_claims_are_checked_by_asserts():
+    assert sum("assert" in source(cell) for cell in code_cells()) >= len(code_cells()) / 2
+
+
+def test_one_cell_is_tagged_parameters_and_holds_them_all():
+    (cell,) = [cell for cell in code_cells() if "parameters" in tags(cell)]
+    names = re.findall(r"^(\w+) =", source(cell), flags=re.MULTILINE)
+    assert names == ["data_generation", "raw_data_file", "processed_data_file", "num_rows", "embedding_dim", "batch_size",
+                     "num_epochs", "learning_rate", "seed", "device"]
+
+
+@pytest.mark.parametrize("cell", [cell for cell in code_cells() if "plt." in source(cell)], ids=lambda cell: cell["id"])
+def test_plots_end_with_show_and_are_stored_as_png(cell):
+    if "plt.show()" in source(cell):
+        assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
+    else:
+        assert "subplots" not in source(cell)
+
+
+def test_links_and_pictures_lead_somewhere():
+    texts = {"DLRM.ipynb": "\n".join(MARKDOWN), "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    for text in texts.values():
+        for path in re.findall(r'<img src="([^"]+)"', text) + re.findall(r"!?\[[^\]]*\]\((?!http|#)([^)#]+)\)", text):
+            assert (ROOT / path).exists(), path
+        for picture in re.findall(r"<img [^>]*>", text):
+            assert re.search(r'alt="[^"]{20,}"', picture), picture
+    anchors = re.findall(r'<a id="([^"]+)"', texts["DLRM.ipynb"])
+    targets = re.findall(r"\]\(#([^)]+)\)", texts["DLRM.ipynb"])
+    assert len(anchors) == len(set(anchors)) and set(targets) <= set(anchors)
+
+
+def test_requirements_are_pinned_with_a_reason():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[\w-]+==[\w.]+ +# .+", line), line
