@@ -21,7 +21,7 @@ benchmark: $(READY)  ## measure; each program prints a small table
 	for program in tests/benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
 
 execute: $(READY)  ## after an edit: run the notebook in place, top to bottom, so that it can be committed
-	$(BIN)/python -m nbconvert --log-level=ERROR --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False DLRM.ipynb
+	$(BIN)/python -m nbconvert --log-level=ERROR --to notebook --execute --inplace --coalesce-streams --ExecutePreprocessor.record_timing=False DLRM.ipynb
 
 figures: $(READY)  ## draw figures/*.svg again
 	$(BIN)/python figures/make_figures.py

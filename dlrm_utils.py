@@ -377,10 +377,10 @@ class ToyTruth:
                 + sum over pairs (j, k) of interacting fields of sign[j, k] · <vector_j, vector_k>
 
     where z is log(1 + max(x, 0)) of each integer, standardised. Field 0 of the interacting ones is the dense part,
-    the others are eight categorical columns. A category is known by its rank within its column, 0 the most
+    the others are five categorical columns. A category is known by its rank within its column, 0 the most
     frequent. The tail is quieter than the head: effects and vectors shrink with 1 / (1 + rank / 10).
     """
-    PROTOTYPES, DIM, INTERACTING, HEAD, BASE_RATE = 1024, 2, 8, 10, 0.256
+    PROTOTYPES, DIM, INTERACTING, HEAD, BASE_RATE = 1024, 2, 5, 10, 0.256
 
     def __init__(self, seed=0, signal=True):
         rng = np.random.default_rng([seed, 0])
@@ -392,12 +392,12 @@ class ToyTruth:
         self.dense_weights = rng.normal(0, 0.25, NUM_DENSE)
         self.dense_projection = rng.normal(0, NUM_DENSE ** -0.5, (NUM_DENSE, self.DIM))
         self.effects = rng.normal(0, 0.35, (NUM_TABLES, self.PROTOTYPES))
-        self.vectors = rng.normal(0, 0.6, (NUM_TABLES, self.PROTOTYPES, self.DIM))
+        self.vectors = rng.normal(0, 0.8, (NUM_TABLES, self.PROTOTYPES, self.DIM))
         middling = [j for j, size in enumerate(CRITEO_KAGGLE_TABLE_SIZES)
                     if 10 <= size <= 6000 and self.sparse_missing[j] < 0.2]
         self.fields = np.sort(rng.permutation(middling)[:self.INTERACTING])
         signs = np.triu(rng.choice([-1.0, 1.0], (self.INTERACTING + 1,) * 2), 1)
-        self.signs = signs + signs.T                                       # (9, 9), zero diagonal
+        self.signs = signs + signs.T                                       # (6, 6), zero diagonal
         self.bias = 0.0
         self.bias = self._bias_for_base_rate(*self.draw(np.random.default_rng([seed, 1]), 100_000))
 
@@ -811,18 +811,38 @@ def export_onnx(model, arguments, path, input_names, dynamic_shapes):
     """Write a model as one ONNX file with PyTorch's newer exporter, and without its chatter.
 
     arguments: an example call's (dense, indices, offsets); input_names and dynamic_shapes as in torch.onnx.export.
-    The older exporter fixes the bag sizes of the example into the file and fails on empty bags.
+    The older exporter fixes the example's bag sizes into the file and fails on empty bags. The newer one writes an
+    EmbeddingBag as a loop over bags; `_summed_bags` writes it as five operators on whole tensors instead.
     """
     logging.disable(logging.WARNING)                           # remarks about operators that a DLRM does not have
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(model.eval(), tuple(arguments), dynamo=True, verbose=False,
-                                        input_names=input_names, output_names=["logits"], dynamic_shapes=dynamic_shapes)
+            program = torch.onnx.export(
+                model.eval(), tuple(arguments), dynamo=True, verbose=False, input_names=input_names,
+                output_names=["logits"], dynamic_shapes=dynamic_shapes,
+                custom_translation_table={torch.ops.aten.embedding_bag.padding_idx: _summed_bags})
         with _replacing(path) as temporary:
             program.save(temporary, external_data=False)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _summed_bags(weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
+                 include_last_offset=False, padding_idx=-1):
+    """EmbeddingBag in ONNX operators: add row indices[p] of the table to row b of the result, b being p's bag."""
+    from onnxscript import opset18 as op
+    if mode != 0 or per_sample_weights is not None or include_last_offset:
+        raise ValueError('only nn.EmbeddingBag(mode="sum"), without weights and closing offset, is exported')
+    zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    nnz, rows = op.Shape(indices), op.Shape(offsets)
+    # How many bags start at each place; summed up, which bag a place belongs to. An empty bag starts where the next does.
+    no_starts = op.Expand(zero, op.Add(nnz, one))
+    starts = op.ScatterElements(no_starts, offsets, op.Expand(one, rows), axis=0, reduction="add")     # (nnz + 1,)
+    bag = op.Slice(op.Sub(op.CumSum(starts, op.Constant(value_int=0)), one), zero, nnz)                # (nnz,)
+    zeros = op.Expand(op.Constant(value_float=0.0), op.Concat(rows, op.Shape(weight, start=1), axis=0))
+    sums = op.ScatterND(zeros, op.Unsqueeze(bag, one), op.Gather(weight, indices), reduction="add")    # (B, D)
+    return sums, zero, zero, zero                              # PyTorch's operator has three more results, unused here
 
 
 # ---- Commands -----------------------------------------------------------------------------------------------------

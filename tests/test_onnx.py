@@ -1,5 +1,6 @@
 """The exported model in onnxruntime against PyTorch, at batch and bag sizes that it was not exported with."""
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -38,3 +39,26 @@ def test_onnxruntime_says_what_pytorch_says(model_and_session, rows, max_bag):
     inputs = [batch.dense, *batch.indices, *batch.offsets]
     logits = session.run(None, {name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})[0]
     assert logits.shape == (rows,) and np.abs(logits - expected).max() < 1e-5
+
+
+def test_the_file_holds_no_loop_over_bags(model_and_session, tmp_path):
+    model, _ = model_and_session
+    free = ({0: "batch"}, [{0: f"ids_{t}"} for t in range(3)], [{0: "batch"}] * 3)
+    export_onnx(model, random_batch(5, 3, seed=0)[:3], tmp_path / "model.onnx", NAMES, free)
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "Gather" in operators and "Loop" not in operators
+
+
+def test_a_mean_is_refused_rather_than_exported_as_a_sum(tmp_path):
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.EmbeddingBag(5, 2, mode="mean")
+
+        def forward(self, dense, indices, offsets):
+            return self.table(indices, offsets).sum(1)
+
+    with pytest.raises(Exception, match="mode="):
+        export_onnx(Mean(), (torch.zeros(2, 1), torch.tensor([1, 2, 3]), torch.tensor([0, 2])), tmp_path / "mean.onnx",
+                    ["dense", "indices", "offsets"], ({0: "batch"}, {0: "ids"}, {0: "batch"}))
+    assert list(tmp_path.iterdir()) == []

@@ -43,7 +43,7 @@ def test_the_truth_pair_by_pair():
         slow += sum(truth.effects[j][ranks[n, j] % 1024] * loudness[j] for j in range(26))
         vectors = [sum(x * row for x, row in zip(z, truth.dense_projection))]
         vectors += [truth.vectors[j][ranks[n, j] % 1024] * loudness[j] for j in truth.fields]
-        for j in range(9):
+        for j in range(6):
             for k in range(j):
                 slow += truth.signs[j, k] * sum(a * b for a, b in zip(vectors[j], vectors[k]))
         assert math.isclose(slow, logit, rel_tol=1e-4, abs_tol=1e-4)
