@@ -796,13 +796,15 @@ def render_graph(dot, path):
 
     torchviz names its nodes by memory addresses; they are renumbered, so that the same graph gives the same file.
     """
-    number = {}
+    number, dot = {}, dot.copy()
+    dot.node_attr.update(fontname="Courier New", margin="0.12,0.06")
     source = re.sub(r"\b\d{9,}\b", lambda address: str(number.setdefault(address[0], len(number))), dot.source)
     program = shutil.which("graphviz-pure", path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath,
                                                                   os.environ.get("PATH", "")]))
     if program is None:
         raise FileNotFoundError("no program graphviz-pure; pip install -r requirements.txt brings it")
     svg = subprocess.run([program, "-Tsvg"], input=source.encode(), capture_output=True, check=True).stdout
+    svg = svg.replace(b'"Courier New"', b'"Courier New,monospace"')       # as wide, where a browser lacks the first
     with _replacing(path) as temporary:
         temporary.write_bytes(svg)
 

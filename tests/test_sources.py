@@ -1,4 +1,6 @@
 """The whole notebook on other data than shipped: no signal, a Criteo file, no network; and its exercises' solutions."""
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from notebook_definitions import ROOT, source, tags
+from notebook_definitions import ROOT, code_cells, source, tags
 from dlrm_utils import preprocess_criteo, write_toy_criteo
 
 
@@ -43,6 +45,17 @@ def test_exercises_are_solved(tmp_path):
     assert len(solutions()) >= 6 and all("assert" in solution for solution in solutions())
     shutil.copytree(ROOT / "data/ml-100k", tmp_path / "data/ml-100k")
     run_notebook(tmp_path, dict(num_rows=20_000), solutions())
+
+
+def test_part_one_runs_for_another_impression():
+    """The first 'try it': offer The Cellar in the morning, and run Part I again."""
+    cells = [source(cell) for cell in code_cells()]
+    end = next(k for k, cell in enumerate(cells) if "raw_line = " in cell)
+    text = "\n".join(cells[:end]).replace('film = "Zombie Picnic"', 'film = "The Cellar"').replace('hour = "evening"', 'hour = "morning"')
+    namespace = {"__name__": "part one"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(text, namespace)
+    assert namespace["film_id"] == 2 and namespace["probability"] < 0.5
 
 
 def test_random_data_without_a_network(tmp_path, no_network):
