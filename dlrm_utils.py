@@ -9,6 +9,10 @@ truth, the Criteo preprocessing cache, MovieLens-100K, and two commands:
 Shapes: B rows in a batch, N rows in a file, nnz ids in a batch (all bags together), n_dense numeric columns.
 """
 import argparse
+import collections
+import contextlib
+import errno
+import gzip
 import hashlib
 import itertools
 import json
@@ -19,16 +23,20 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
+from numba import njit
 from tqdm import tqdm
 
 
@@ -59,13 +67,18 @@ class Batch(NamedTuple):
         return Batch(self.dense[rows], indices, offsets, None if self.labels is None else self.labels[rows])
 
 
-def progress(items, **options):
+def progress(items, size=None, **options):
     """Yield the items under a progress bar that leaves nothing behind, in a terminal or in a notebook cell.
 
-    options go to tqdm: desc, unit, total, disable.
+    size(item) is what the bar counts (without it, items). options go to tqdm: desc, unit, total, disable.
     """
     in_notebook = "ipykernel" in sys.modules
-    yield from tqdm(items, file=sys.stdout if in_notebook else sys.stderr, leave=False, delay=0.5, **options)
+    total = options.pop("total", None) or (len(items) if size is None and hasattr(items, "__len__") else None)
+    with tqdm(total=total, file=sys.stdout if in_notebook else sys.stderr, leave=False, delay=0.5, unit_scale=True,
+              **options) as bar:
+        for item in items:
+            yield item
+            bar.update(1 if size is None else size(item))
     if in_notebook:
         from IPython.display import clear_output
         clear_output()
@@ -469,24 +482,24 @@ def write_toy_criteo(path, rows, seed=0, signal=True):
     if rows < 1:
         raise ValueError(f"rows is {rows}; a file has at least one row")
     truth, chunk, probabilities = ToyTruth(seed, signal), 20_000, []
-    with _replacing(path) as temporary, open(temporary, "w", newline="\n") as file:
-        for number, start in enumerate(progress(range(0, rows, chunk), desc="writing toy clicks")):
-            rng = np.random.default_rng([seed, 2, number])
-            dense, ranks = truth.draw(rng, chunk)
-            probability = _sigmoid(truth.logit(dense, ranks))
-            labels = rng.random(chunk) < probability
-            keep = min(chunk, rows - start)
-            codes = np.stack([truth.code(j, ranks[:, j]) for j in range(NUM_TABLES)], axis=1)
-            file.writelines(_raw_line(*row) for row in zip(labels[:keep].tolist(), dense.tolist(), codes.tolist(),
-                                                            (ranks < 0).tolist()))
-            probabilities.append(probability[:keep])
+    chunks = [(number, min(chunk, rows - start)) for number, start in enumerate(range(0, rows, chunk))]
+    with _replacing(path) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        written = _in_order(pool, lambda job: _toy_lines(truth, np.random.default_rng([seed, 2, job[0]]), chunk, job[1]), chunks)
+        for text, probability in progress(written, size=lambda result: len(result[1]), total=rows, desc="writing toy clicks", unit="row"):
+            file.write(text.data)
+            probabilities.append(probability)
     return np.concatenate(probabilities)
 
 
-def _raw_line(label, dense, codes, missing):
-    integers = ["" if x == MISSING else str(x) for x in dense]
-    categories = ["" if gone else f"{code:08x}" for code, gone in zip(codes, missing)]
-    return "\t".join([str(int(label)), *integers, *categories]) + "\n"
+def _toy_lines(truth, rng, rows, keep):
+    """The text of the first `keep` of some rows drawn from the truth, as bytes, and their click probabilities."""
+    dense, ranks = truth.draw(rng, rows)
+    probability = _sigmoid(truth.logit(dense, ranks))
+    labels = rng.random(rows) < probability
+    codes = np.stack([truth.code(j, ranks[:, j]) for j in range(NUM_TABLES)], axis=1)
+    codes[ranks < 0] = ABSENT
+    text = np.empty(keep * (2 + 12 * NUM_DENSE + 9 * NUM_TABLES), np.uint8)      # the longest that lines can be
+    return text[:_format_lines(labels[:keep], dense, codes, text)], probability[:keep]
 
 
 # ---- Criteo: from raw text to one memory-mapped file ---------------------------------------------------------------
@@ -505,15 +518,16 @@ class CriteoData:
 
     labels (N,) uint8; dense (N, 13) int32 as read, `MISSING` where the field was empty; sparse (N, 26) int32 ids.
     table_sizes: 26 ints. block_offsets: 8 ints, the bounds of 7 equal blocks of rows. train, test, validation: ranges
-    of rows: blocks 1 to 6, and the first and second half of block 7.
+    of rows: blocks 1 to 6, and the first and second half of block 7. vocabularies: one `CodeVocabulary` a table.
     """
 
     def __init__(self, path, arrays):
         self.path = Path(path)
         self.labels, self.dense, self.sparse = arrays["labels"], arrays["dense"], arrays["sparse"]
-        self._codes, self._code_offsets = arrays["codes"], arrays["code_offsets"]
-        self._vocabularies = None
-        self.table_sizes = (np.diff(self._code_offsets) + 1).tolist()
+        starts = arrays["code_offsets"]
+        self.vocabularies = [CodeVocabulary(arrays["codes"][start:end], arrays["by_code"][start:end])
+                             for start, end in itertools.pairwise(starts.tolist())]
+        self.table_sizes = [len(vocabulary) for vocabulary in self.vocabularies]
         self.block_offsets = _block_offsets(len(self.labels))
         start, end = self.block_offsets[6:]
         middle = (start + end + 1) // 2
@@ -524,14 +538,6 @@ class CriteoData:
 
     def __repr__(self):
         return f"CriteoData({self.path.name}: {len(self):,} rows, {sum(self.table_sizes):,} table rows)"
-
-    @property
-    def vocabularies(self):
-        """One `Vocabulary` of integer codes a table; `ABSENT` stands for the empty field."""
-        if self._vocabularies is None:
-            bounds = itertools.pairwise(self._code_offsets.tolist())
-            self._vocabularies = [Vocabulary(self._codes[start:end].tolist()) for start, end in bounds]
-        return self._vocabularies
 
     def batch(self, rows):
         """A `Batch` of the rows given by a range, a slice or row numbers: log(1 + max(x, 0)), missing as 0."""
@@ -545,7 +551,7 @@ class CriteoData:
         fields = {line.count("\t") + 1 for line in lines}
         labelled = fields != {len(COLUMNS) - 1}
         labels, dense, codes = _parse_lines(lines, "lines", 1, labelled)
-        ids = np.stack([vocabulary.encode(codes[:, j]) for j, vocabulary in enumerate(self.vocabularies)], axis=1)
+        ids = np.stack([vocabulary.encode_codes(codes[:, j]) for j, vocabulary in enumerate(self.vocabularies)], axis=1)
         return _criteo_batch(dense, ids, labels if labelled else None)
 
 
@@ -562,40 +568,468 @@ def _block_offsets(rows):
     return [b * size + min(b, longer) for b in range(8)]
 
 
+def shuffled_rows(rows, seed, run=1024, runs_at_once=256):
+    """Row numbers in a random order that suits a file larger than memory, (len(rows),) int64.
+
+    Runs of 1,024 neighbouring rows are put in random order; then the rows of each 256 runs together, 262,144 rows, are
+    mixed. While those are used, only their pages (41 MB of a processed Criteo file) need to be in memory, and the disk reads
+    160 kB at a time. Up to 262,144 rows this is a plain random permutation.
+    """
+    rng = np.random.default_rng(seed)
+    starts = rng.permutation(np.arange(0, len(rows), run))
+    order = (starts[:, None] + np.arange(run)).ravel()
+    order = order[order < len(rows)]                           # the last run of the file may be shorter
+    for start in range(0, len(order), run * runs_at_once):
+        rng.shuffle(order[start:start + run * runs_at_once])
+    return np.asarray(rows)[order] if not isinstance(rows, range) else rows.start + rows.step * order
+
+
+class CodeVocabulary:
+    """Which category has which row of a table, read from the processed file on demand.
+
+    Id 0 is unknown. A category is 8 hex digits, or None where the field was empty.
+    """
+
+    def __init__(self, codes, by_code):
+        """codes: the category of ids 1, 2, ...; by_code: the positions of codes in ascending order; both int64."""
+        self._codes, self._by_code = codes, by_code
+
+    def __len__(self):
+        return len(self._codes) + 1
+
+    def encode(self, categories):
+        """Ids (n,) int64 of categories: texts of 8 hex digits, None or "" where missing."""
+        return self.encode_codes(np.array([_parse_category(category or "") for category in categories], dtype=np.int64))
+
+    def encode_codes(self, codes):
+        """Ids (n,) int64 of categories given as numbers, `ABSENT` where missing."""
+        if len(self._codes) == 0:
+            return np.zeros(len(codes), dtype=np.int64)
+        place = np.searchsorted(self._codes, codes, sorter=self._by_code)
+        position = self._by_code[np.minimum(place, len(self._codes) - 1)]
+        return np.where(self._codes[position] == codes, position + 1, 0)
+
+    def decode(self, ids):
+        """The categories of ids: a list; None for the missing one, `Vocabulary.UNKNOWN` for id 0."""
+        codes = [None if i == 0 else int(self._codes[i - 1]) for i in ids]
+        return [Vocabulary.UNKNOWN if code is None else None if code == ABSENT else f"{code:08x}" for code in codes]
+
+
 def preprocess_criteo(raw_data_file, processed_data_file, min_count=1, max_table_rows=None, progress=True):
     """Turn raw Criteo text into one processed file and open it.
 
-    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits; an empty field is missing.
+    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits, an empty field is missing; plain, or
+    packed as .gz, or as train.txt in a .tar.gz.
     processed_data_file: an uncompressed .npz of labels, dense, sparse and vocabularies. One made before from the same
     rows and options is opened as it is; one made from others is refused.
     min_count, max_table_rows: categories seen less often, or beyond that many table rows, become id 0 (unknown).
     Vocabularies are counted on blocks 1 to 6 alone.
+    Finished blocks lie in processed_data_file + ".blocks" until all is done: a run that was stopped goes on from there.
     Raises CriteoFormatError, naming file, line and column, for a malformed line, and for fewer than seven rows.
     """
-    raw = Path(raw_data_file)
+    raw, processed = Path(raw_data_file), Path(processed_data_file)
     if not raw.is_file():
         raise FileNotFoundError(f"there is no raw Criteo file {raw}; data/README.md says where to get one")
+    if min_count < 1 or (max_table_rows is not None and max_table_rows < 1):
+        raise ValueError(f"min_count is {min_count} and max_table_rows {max_table_rows}; both are 1 or more")
     source = dict(fingerprint=_fingerprint(raw), min_count=min_count, max_table_rows=max_table_rows)
-    if Path(processed_data_file).exists():
-        made_from = _open_processed(processed_data_file)["source"]
-        if json.loads(str(made_from)) != source:
-            raise ValueError(f"{processed_data_file} was made from another raw file or with other options than "
-                             f"{source}; delete it, or give another processed_data_file")
-        return load_criteo(processed_data_file)
-    labels, dense, codes = _read_raw(raw, progress)
-    train = slice(0, _block_offsets(len(labels))[6])
-    sparse = np.empty(codes.shape, dtype=np.int32)
-    kept_codes = []
-    for j in range(NUM_TABLES):
-        vocabulary = Vocabulary.fit(codes[train, j], min_count, max_table_rows)
-        sparse[:, j] = vocabulary.encode(codes[:, j])
-        kept_codes.append(np.array(vocabulary.values, dtype=np.int64))
-    arrays = dict(labels=labels, dense=dense, sparse=sparse, codes=np.concatenate(kept_codes),
-                  code_offsets=np.cumsum([0] + [len(kept) for kept in kept_codes]),
-                  format=np.array(PROCESSED_FORMAT), source=np.array(json.dumps(source)))
-    with _replacing(processed_data_file) as temporary:
-        _write_npz(temporary, arrays)
-    return load_criteo(processed_data_file)
+    if not processed.exists():
+        _make_processed_alone(raw, processed, source, progress)
+    made_from = json.loads(str(_open_processed(processed)["source"]))
+    if made_from != source:
+        raise ValueError(f"{processed} was made from another raw file or with other options ({made_from}) than asked for "
+                         f"({source}); delete it, or give another processed_data_file")
+    return load_criteo(processed)
+
+
+def _make_processed_alone(raw, processed, source, show):
+    """Make the processed file if no other process does; afterwards the folder of blocks is gone, unless we were stopped."""
+    folder = processed.with_name(processed.name + ".blocks")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            if not processed.exists():                         # another process may just have finished it
+                _make_processed(raw, processed, folder, source, show)
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        raise RuntimeError(f"another process is making {processed}; wait until it is done") from None
+    except CriteoFormatError:
+        shutil.rmtree(folder, ignore_errors=True)              # of no use: the raw file has to change first
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(errno.ENOSPC, f"the disk is full; {processed} needs about twice the size of its rows while it is "
+                                    f"made. The finished blocks are kept: free some space and run this again") from error
+
+
+def _make_processed(raw, processed, folder, source, show):
+    """Raw text -> seven block files -> vocabularies -> the processed file."""
+    if (folder / "raw").exists() and (folder / "raw").read_text() != source["fingerprint"]:
+        for leftover in folder.glob("block*"):                 # of another raw file
+            leftover.unlink()
+    (folder / "raw").write_text(source["fingerprint"])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        text = _unpacked(raw, folder)
+        blocks = _write_blocks(pool, text, raw.name, folder, show)
+        tables = range(NUM_TABLES)
+        counting = _in_order(pool, lambda j: _rank_codes(blocks[:6], j, source["min_count"], source["max_table_rows"]), tables)
+        codes = list(progress(counting, desc="counting categories", total=NUM_TABLES, unit="column", disable=not show))
+        with _replacing(processed) as temporary:
+            _write_npz(temporary, _processed_arrays(pool, blocks, codes, source, show))
+
+
+def _unpacked(raw, folder):
+    """The path of the raw file's plain text; a packed one is unpacked beside the blocks first."""
+    if raw.suffix not in (".gz", ".tgz"):
+        return raw
+    text = folder / "block-text"
+    if not text.exists():
+        with contextlib.ExitStack() as stack, _replacing(text) as temporary:
+            if raw.name.endswith((".tar.gz", ".tgz")):
+                archive = stack.enter_context(tarfile.open(raw, "r|gz"))
+                member = next((member for member in archive if Path(member.name).name == "train.txt"), None)
+                if member is None:
+                    raise CriteoFormatError(f"{raw} holds no train.txt")
+                unpacked = archive.extractfile(member)
+            else:
+                unpacked = stack.enter_context(gzip.open(raw))
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(unpacked, file, 1 << 22)
+    return text
+
+
+def _in_order(pool, function, items):
+    """Results of function(item), computed by the pool a few items ahead, in the order of the items."""
+    pending = collections.deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 2 * os.cpu_count():
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+# A block file holds one block's arrays end to end: codes (26, n) uint32, so that one table's codes lie together; dense
+# (n, 13) int32; missing (n,) uint32, bit j set where category j is empty; labels (n,) uint8.
+
+class _Block(NamedTuple):
+    path: Path
+    rows: int
+
+    BYTES_A_ROW = 4 * NUM_TABLES + 4 * NUM_DENSE + 4 + 1
+
+    def read(self, name, start, rows, table=0):
+        """Rows start to start + rows of one array (of one table's codes, for "codes")."""
+        dtype, width, offset = {"codes": (np.uint32, 1, 4 * self.rows * table),
+                                "dense": (np.int32, NUM_DENSE, 4 * self.rows * NUM_TABLES),
+                                "missing": (np.uint32, 1, 4 * self.rows * (NUM_TABLES + NUM_DENSE)),
+                                "labels": (np.uint8, 1, 4 * self.rows * (NUM_TABLES + NUM_DENSE + 1))}[name]
+        offset += start * width * np.dtype(dtype).itemsize
+        values = np.fromfile(self.path, dtype, rows * width, offset=offset)
+        return values.reshape(-1, NUM_DENSE) if name == "dense" else values
+
+    def write(self, file, start, labels, dense, codes, missing):
+        """Put rows from start on in their places in an open file."""
+        rows, width = self.rows, NUM_TABLES + NUM_DENSE
+        for j in range(NUM_TABLES):
+            file.seek(4 * (rows * j + start))
+            file.write(codes[j].data)
+        for offset, values in [(4 * (rows * NUM_TABLES + start * NUM_DENSE), dense), (4 * (rows * width + start), missing),
+                               (4 * rows * (width + 1) + start, labels)]:
+            file.seek(offset)
+            file.write(values.data)
+
+    def pieces(self, length=1 << 16):
+        """(start, rows) of pieces that together are the block."""
+        return [(start, min(length, self.rows - start)) for start in range(0, self.rows, length)]
+
+
+def _write_blocks(pool, text, name, folder, show):
+    """Parse the text into seven block files; those finished by an earlier run are kept."""
+    lines = _line_index(pool, text, name, show)
+    total = lines[-1][2] + lines[-1][3] if lines else 0
+    if total < 7:
+        raise CriteoFormatError(f"{name} has {total} rows; the seven blocks need at least one row each")
+    bounds = _block_offsets(total)
+    blocks = [_Block(folder / f"block_{b + 1}", end - start) for b, (start, end) in enumerate(itertools.pairwise(bounds))]
+    missing_blocks = [b for b, block in enumerate(blocks)
+                      if not block.path.exists() or block.path.stat().st_size != block.rows * block.BYTES_A_ROW]
+    jobs = [(b, piece) for b in missing_blocks for piece in _pieces_of_rows(text, lines, bounds[b], bounds[b + 1])]
+    parsed = _in_order(pool, lambda job: (job, _parse_piece(text, name, *job[1])), jobs)
+    parsed = progress(parsed, size=lambda result: result[0][1][3], total=sum(job[1][3] for job in jobs),
+                      desc=f"reading {name}", unit="row", disable=not show)
+    for b, results in itertools.groupby(parsed, key=lambda result: result[0][0]):
+        with _replacing(blocks[b].path) as temporary, open(temporary, "wb") as file:
+            for (_, (_, _, first_row, _)), arrays in results:
+                blocks[b].write(file, first_row - bounds[b], *arrays)
+    return blocks
+
+
+def _line_index(pool, text, name, show, length=1 << 24):
+    """The text as pieces of whole lines, about 16 MB each: (start, end, first row, rows), start and end in bytes."""
+    size = text.stat().st_size
+    starts = range(0, size, length)
+    counted = _in_order(pool, lambda start: _count_newlines(np.fromfile(text, np.uint8, length, offset=start)), starts)
+    pieces, begin, row = [], 0, 0
+    for start, (newlines, last) in zip(starts, progress(counted, desc="counting lines", total=len(starts), disable=not show)):
+        if newlines:
+            pieces.append((begin, start + last + 1, row, newlines))
+            begin, row = start + last + 1, row + newlines
+        elif start + length - begin > 4 * length:
+            raise CriteoFormatError(f"{name}, line {row + 1}, column 1: a line of more than {4 * length:,} bytes")
+    if begin < size:                                           # a last line without a newline
+        pieces.append((begin, size, row, 1))
+    return pieces
+
+
+def _pieces_of_rows(text, lines, first, end):
+    """The pieces of the line index that hold rows first to end - 1, cut where a block begins or ends inside one."""
+    for start, stop, row, rows in lines:
+        if row < end and row + rows > first:
+            if row < first or row + rows > end:
+                newlines = np.flatnonzero(np.fromfile(text, np.uint8, stop - start, offset=start) == ord("\n"))
+                if row + rows > end:
+                    stop, rows = start + int(newlines[end - row - 1]) + 1, end - row
+                if row < first:
+                    start, row, rows = start + int(newlines[first - row - 1]) + 1, first, row + rows - first
+            yield start, stop, row, rows
+
+
+def _parse_piece(text, name, start, stop, first_row, rows):
+    """labels (n,), dense (n, 13), codes (26, n), missing (n,) of the lines between two places of the text."""
+    buffer = np.zeros(stop - start + 64, dtype=np.uint8)       # the parser may look a few bytes ahead
+    buffer[:stop - start] = np.fromfile(text, np.uint8, stop - start, offset=start)
+    if buffer[stop - start - 1] != ord("\n"):
+        buffer[stop - start] = ord("\n")
+    arrays = (np.empty(rows, np.uint8), np.empty((rows, NUM_DENSE), np.int32), np.empty((NUM_TABLES, rows), np.uint32),
+              np.empty(rows, np.uint32))
+    parsed = _parse_text(buffer, *arrays)
+    if parsed < rows:                                          # let the slow parser say what is wrong with that line
+        line = bytes(buffer[:stop - start]).split(b"\n")[parsed].decode("ascii", "replace")
+        _parse_lines([line], name, first_row + parsed + 1)
+        raise AssertionError(f"{name}, line {first_row + parsed + 1}: the two parsers disagree on {line!r}")
+    return arrays
+
+
+def _rank_codes(blocks, table, min_count, max_table_rows):
+    """The categories of one table, most frequent first, ties by first sight: (n,) int64, `ABSENT` for the missing one."""
+    slots = np.zeros(1 << 12, np.uint64)
+    keys, counts = np.empty(slots.size // 2 + 1, np.uint32), np.zeros(slots.size // 2 + 1, np.int64)
+    state = np.array([0, -1])                                  # categories so far; which of them is the missing one
+    for block in blocks:
+        for start, rows in block.pieces(1 << 20):
+            codes, missing, done = block.read("codes", start, rows, table), block.read("missing", start, rows), 0
+            while (done := done + _count_codes(codes[done:], missing[done:], table, slots, keys, counts, state)) < rows:
+                slots = np.zeros(2 * slots.size, np.uint64)    # half full: double it
+                keys, counts = [np.concatenate([old, np.zeros(slots.size // 4, old.dtype)]) for old in (keys, counts)]
+                _fill_slots(keys[:state[0]], state[1], slots)
+    values, counts = keys[:state[0]].astype(np.int64), counts[:state[0]]
+    if state[1] >= 0:
+        values[state[1]] = ABSENT
+    order = np.argsort(-counts, kind="stable")
+    order = order[:np.count_nonzero(counts >= min_count)][:None if max_table_rows is None else max_table_rows - 1]
+    return values[order]
+
+
+def _processed_arrays(pool, blocks, codes, source, show):
+    """What the processed file holds: (name, dtype, shape, pieces in order)."""
+    total = sum(block.rows for block in blocks)
+    pieces = [(block, start, rows) for block in blocks for start, rows in block.pieces()]
+    lookups = [_lookup_table(column) for column in codes]
+    sparse = _in_order(pool, lambda piece: _encode_piece(*piece, lookups), pieces)
+    sparse = progress(sparse, size=len, total=total, desc="numbering categories", unit="row", disable=not show)
+    yield "labels", np.uint8, (total,), (block.read("labels", start, rows) for block, start, rows in pieces)
+    yield "dense", np.int32, (total, NUM_DENSE), (block.read("dense", start, rows) for block, start, rows in pieces)
+    yield "sparse", np.int32, (total, NUM_TABLES), sparse
+    offsets = np.cumsum([0] + [len(column) for column in codes])
+    yield "codes", np.int64, (offsets[-1],), codes
+    yield "by_code", np.int64, (offsets[-1],), _in_order(pool, np.argsort, codes)
+    yield "code_offsets", np.int64, offsets.shape, [offsets]
+    for name, content in [("source", json.dumps(source)), ("format", PROCESSED_FORMAT)]:
+        yield name, np.array(content).dtype, (), [np.array(content)]
+
+
+def _lookup_table(codes):
+    """(slots, id of the missing category): a hash table from code to id, at most 0.7 full."""
+    slots = np.zeros(1 << max(int(np.ceil(np.log2(len(codes) / 0.7 + 1))), 2), np.uint64)
+    absent = np.flatnonzero(codes == ABSENT)
+    absent = int(absent[0]) if len(absent) else -1
+    _fill_slots(codes.astype(np.uint32), absent, slots)
+    return slots, absent + 1
+
+
+def _encode_piece(block, start, rows, lookups):
+    """Ids (n, 26) int32 of some rows of a block."""
+    ids, missing = np.empty((rows, NUM_TABLES), np.int32), block.read("missing", start, rows)
+    for j, (slots, missing_id) in enumerate(lookups):
+        _encode_codes(block.read("codes", start, rows, j), missing, j, slots, missing_id, ids[:, j])
+    return ids
+
+
+# The functions below are compiled by Numba, and run without Python's lock: two threads use two cores. A hash table is an
+# array of slots, each 0 or (code << 32) + number; a code's search starts at its hash and goes on to the next slot.
+
+_compiled = njit(nogil=True, cache=True)
+
+
+@_compiled
+def _count_newlines(buffer):
+    """Number of newlines, and the place of the last one (-1 if there is none)."""
+    count, last = 0, -1
+    for place in range(buffer.size):
+        count += buffer[place] == 10
+    for place in range(buffer.size - 1, -1, -1):
+        if buffer[place] == 10:
+            last = place
+            break
+    return count, last
+
+
+@_compiled
+def _parse_text(buffer, labels, dense, codes, missing):
+    """Parse as many lines as labels has places; returns how many were well-formed before the first bad one."""
+    place = 0
+    for row in range(labels.size):
+        label = buffer[place] - 48
+        if label > 1 or buffer[place + 1] != 9:
+            return row
+        labels[row] = label
+        place += 2
+        for k in range(13):
+            negative = buffer[place] == 45
+            place += negative
+            number, digits = np.int64(0), 0
+            while 48 <= buffer[place] <= 57 and digits < 11:
+                number = 10 * number + (buffer[place] - 48)
+                digits += 1
+                place += 1
+            if buffer[place] != 9 or digits > 10 or number > 2147483647 or (negative and digits == 0):
+                return row
+            dense[row, k] = -2147483648 if digits == 0 else -number if negative else number
+            place += 1
+        empty = np.uint32(0)
+        for k in range(26):
+            code = np.uint32(0)
+            if buffer[place] == 9 or buffer[place] == 10 or buffer[place] == 13:
+                empty |= np.uint32(1) << np.uint32(k)
+            else:
+                for _ in range(8):
+                    char = buffer[place]
+                    if 48 <= char <= 57:
+                        digit = char - 48
+                    elif 97 <= char <= 102:
+                        digit = char - 87
+                    elif 65 <= char <= 70:
+                        digit = char - 55
+                    else:
+                        return row
+                    code = (code << np.uint32(4)) | np.uint32(digit)
+                    place += 1
+            codes[k, row] = code
+            if k < 25:
+                if buffer[place] != 9:
+                    return row
+                place += 1
+        missing[row] = empty
+        place += buffer[place] == 13
+        if buffer[place] != 10:
+            return row
+        place += 1
+    return labels.size
+
+
+@_compiled
+def _format_lines(labels, dense, codes, text):
+    """Write raw Criteo lines into text; returns the number of bytes."""
+    place = 0
+    for row in range(labels.size):
+        text[place] = 48 + labels[row]
+        place += 1
+        for k in range(13):
+            text[place] = 9
+            place += 1
+            number = np.int64(dense[row, k])
+            if number == -2147483648:
+                continue
+            if number < 0:
+                text[place] = 45
+                place, number = place + 1, -number
+            power = 1
+            while 10 * power <= number:
+                power *= 10
+            while power > 0:
+                text[place] = 48 + number // power % 10
+                place, power = place + 1, power // 10
+        for k in range(26):
+            text[place] = 9
+            place += 1
+            if codes[row, k] >= 0:
+                for shift in range(28, -1, -4):
+                    digit = codes[row, k] >> shift & 15
+                    text[place] = 48 + digit if digit < 10 else 87 + digit
+                    place += 1
+        text[place] = 10
+        place += 1
+    return place
+
+
+@_compiled
+def _first_slot(code, slots):
+    """Where the search for a code starts: the code's bits well mixed, so that similar codes spread."""
+    mixed = np.uint32(code)
+    mixed = np.uint32((mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    mixed = np.uint32((mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+    return np.int64(mixed ^ (mixed >> np.uint32(16))) & (slots.size - 1)
+
+
+@_compiled
+def _find(code, slots):
+    """The slot that holds a code, or the empty one where it belongs."""
+    slot = _first_slot(code, slots)
+    while slots[slot] != 0 and np.uint32(slots[slot] >> np.uint64(32)) != code:
+        slot = (slot + 1) & (slots.size - 1)
+    return slot
+
+
+@_compiled
+def _fill_slots(codes, missing_place, slots):
+    """Number codes[0], codes[1], ... as 1, 2, ... in an empty hash table, leaving out the missing category."""
+    for place in range(codes.size):
+        if place != missing_place:
+            slots[_find(codes[place], slots)] = (np.uint64(codes[place]) << np.uint64(32)) | np.uint64(place + 1)
+
+
+@_compiled
+def _count_codes(codes, missing, table, slots, keys, counts, state):
+    """Count codes until the hash table is half full; returns how many. state: [categories, place of the missing one]."""
+    for row in range(codes.size):
+        if 2 * state[0] >= slots.size:
+            return row
+        if missing[row] >> np.uint32(table) & np.uint32(1):
+            if state[1] < 0:
+                state[1] = state[0]
+                keys[state[0]] = 0
+                state[0] += 1
+            counts[state[1]] += 1
+        else:
+            slot = _find(codes[row], slots)
+            if slots[slot] == 0:
+                keys[state[0]] = codes[row]
+                state[0] += 1
+                slots[slot] = (np.uint64(codes[row]) << np.uint64(32)) | np.uint64(state[0])
+            counts[np.int64(slots[slot] & np.uint64(0xFFFFFFFF)) - 1] += 1
+    return codes.size
+
+
+@_compiled
+def _encode_codes(codes, missing, table, slots, missing_id, ids):
+    """Write the id of each code, 0 where it is unknown."""
+    for row in range(codes.size):
+        if missing[row] >> np.uint32(table) & np.uint32(1):
+            ids[row] = missing_id
+        else:
+            ids[row] = slots[_find(codes[row], slots)] & np.uint64(0xFFFFFFFF)
 
 
 def load_criteo(processed_data_file):
@@ -625,28 +1059,17 @@ def _fingerprint(path, samples=256, length=4096):
     return f"{size} bytes {digest.hexdigest()[:16]}"
 
 
-def _read_raw(path, progress_bar, piece=4_000_000):
-    """labels (N,), dense (N, 13), codes (N, 26) of a raw file, read in pieces of 4 MB."""
-    parsed, line_number = [], 1
-    with open(path, encoding="ascii", errors="replace", newline="\n") as file:
-        pieces = iter(lambda: file.readlines(piece), [])
-        total = -(-path.stat().st_size // piece)
-        for lines in progress(pieces, desc=f"reading {path.name}", total=total, disable=not progress_bar):
-            parsed.append(_parse_lines(lines, path, line_number))
-            line_number += len(lines)
-    if line_number <= 7:
-        raise CriteoFormatError(f"{path} has {line_number - 1} rows; the seven blocks need at least one row each")
-    return tuple(np.concatenate(parts) for parts in zip(*parsed))
-
-
 def _parse_lines(lines, path, first_line, labelled=True):
-    """labels (n,) uint8, dense (n, 13) int32 and codes (n, 26) int64 of raw lines, every field checked."""
+    """labels (n,) uint8, dense (n, 13) int32 and codes (n, 26) int64 of raw lines, every field checked and named.
+
+    For a few lines, and to say what is wrong with one; `_parse_text` is the fast one.
+    """
     columns = COLUMNS if labelled else COLUMNS[1:]
     labels = np.zeros(len(lines), dtype=np.uint8)
     dense = np.empty((len(lines), NUM_DENSE), dtype=np.int32)
     codes = np.empty((len(lines), NUM_TABLES), dtype=np.int64)
     for n, line in enumerate(lines):
-        fields = line.rstrip("\r\n").split("\t")
+        fields = line.removesuffix("\n").removesuffix("\r").split("\t")
         if len(fields) != len(columns):
             raise CriteoFormatError(f"{path}, line {first_line + n}, column {min(len(fields), len(columns))}: "
                                     f"{len(fields)} fields, not {len(columns)} separated by tabs")
@@ -673,7 +1096,7 @@ def _parse_integer(field):
     if field == "":
         return MISSING
     digits = field[1:] if field[0] == "-" else field
-    if not (digits.isascii() and digits.isdigit()) or not MISSING < int(field) < 2 ** 31:
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 10) or not MISSING < int(field) < 2 ** 31:
         raise ValueError("an integer of 32 bits")
     return int(field)
 
@@ -693,14 +1116,18 @@ _PARSERS = {"l": _parse_label, "I": _parse_integer, "C": _parse_category}
 # starts at a multiple of 64 bytes, so that it can be memory-mapped. `numpy.load(path)` reads the same file whole.
 
 def _write_npz(path, arrays):
+    """Write (name, dtype, shape, pieces) one after the other; the pieces, in order, are the array."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(name + ".npy")
+        for name, dtype, shape, pieces in arrays:
+            member = zipfile.ZipInfo(name + ".npy")            # dated 1980: the same rows give the same bytes
             local_header = 30 + len(member.filename) + 20 + 4              # fixed part, name, zip64 sizes, padding tag
             padding = -(archive.fp.tell() + local_header) % 64
             member.extra = struct.pack("<HH", 0xD935, padding) + bytes(padding)
             with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                description = dict(descr=np.dtype(dtype).str, fortran_order=False, shape=tuple(map(int, shape)))
+                np.lib.format.write_array_header_1_0(file, description)
+                for piece in pieces:
+                    file.write(np.ascontiguousarray(piece, dtype).data)
 
 
 def _map_npz(path):
@@ -879,7 +1306,7 @@ def main(arguments=None):
             rows = len(write_toy_criteo(options.out, options.rows, options.seed, not options.no_signal))
         else:
             rows = len(preprocess_criteo(options.raw, options.processed, options.min_count, options.max_table_rows))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_utils.py {options.command}: {error}")
     seconds, memory = time.perf_counter() - start, peak_memory()
     print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s"
