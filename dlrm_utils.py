@@ -913,10 +913,9 @@ def _parse_text(buffer, labels, dense, codes, missing):
     """Parse as many lines as labels has places; returns how many were well-formed before the first bad one."""
     place = 0
     for row in range(labels.size):
-        label = buffer[place] - 48
-        if label > 1 or buffer[place + 1] != 9:
+        if (buffer[place] != 48 and buffer[place] != 49) or buffer[place + 1] != 9:
             return row
-        labels[row] = label
+        labels[row] = buffer[place] - 48
         place += 2
         for k in range(13):
             negative = buffer[place] == 45

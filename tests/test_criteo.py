@@ -121,6 +121,7 @@ def field(number, text):
 BAD_LINES = {
     "too few fields": (GOOD.rsplit("\t", 1)[0], 39), "too many fields": (GOOD + "\t", 40), "empty line": ("", 1),
     "label 2": (field(1, "2"), 1), "label empty": (field(1, ""), 1), "label text": (field(1, "click"), 1),
+    "label minus": (field(1, "-"), 1), "label tab": (field(1, "\t"), 40),
     "no number": (field(2, "x"), 2), "fraction": (field(3, "1.0"), 3), "plus sign": (field(3, "+1"), 3),
     "space": (field(4, " 1"), 4), "too large": (field(14, str(2 ** 31)), 14), "only a sign": (field(5, "-"), 5),
     "7 digits": (field(15, "0123abc"), 15), "9 digits": (field(15, "0123abcde"), 15), "no hex": (field(40, "0123abcg"), 40),
