@@ -26,7 +26,8 @@ execute: $(READY)  ## after an edit: run the notebook in place, top to bottom, s
 figures: $(READY)  ## draw figures/*.svg again
 	$(BIN)/python figures/make_figures.py
 
-$(READY): requirements.txt
+$(READY): requirements.txt requirements-torchrec.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-torchrec.txt
 	touch $(READY)

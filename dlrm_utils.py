@@ -84,6 +84,16 @@ def progress(items, size=None, **options):
         clear_output()
 
 
+def prefetched(items, ahead=2):
+    """The same items in the same order, each made in a second thread while the ones before it are in use."""
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1) as worker:
+        waiting = collections.deque(worker.submit(next, items, end) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(worker.submit(next, items, end))
+            yield item
+
+
 # ---- Sparse-offset converters -------------------------------------------------------------------------------------
 # EmbeddingBag's convention: bag b is indices[offsets[b]:offsets[b + 1]], and the last bag runs to the end.
 
@@ -166,6 +176,13 @@ def _int64_vector(values, name):
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must be one row of integers, not {tensor.dtype} of shape {tuple(tensor.shape)}")
     return tensor.to(torch.int64)
+
+
+def to_keyed_jagged(batch):
+    """The ids of a `Batch` as TorchRec's KeyedJaggedTensor: keys t0, t1, ... for its tables; lengths in place of offsets."""
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor           # only who uses TorchRec needs it
+    lengths = [offsets_to_lengths(starts, len(ids)) for ids, starts in zip(batch.indices, batch.offsets, strict=True)]
+    return KeyedJaggedTensor(keys=[f"t{t}" for t in range(len(lengths))], values=torch.cat(batch.indices), lengths=torch.cat(lengths))
 
 
 # ---- Vocabulary ---------------------------------------------------------------------------------------------------
