@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,13 +33,27 @@ def run(processed, folder, batch_size=64, stop=None):
     return model, history
 
 
-def killed_runs(processed, folder, kills, seed, longest=8.0):
-    """Start the training in a process of its own, kill it, and so on; at last let it finish. How many were killed before the end."""
-    waits, before_the_end = random.Random(seed), 0
+def saved_at(folder):
+    """When the last checkpoint was written, or None."""
+    path = Path(folder) / "last.pt"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def killed_runs(processed, folder, kills, seed):
+    """Start the training in a process of its own, kill it within one to six checkpoints, and so on; at last let it finish.
+
+    Returns how many were killed before the end.
+    """
+    chance, before_the_end = random.Random(seed), 0
     command = [sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(processed), str(folder)]
     for _ in range(kills):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        time.sleep(waits.uniform(3.0, longest))
+        saves, last = chance.randint(1, 6), saved_at(folder)
+        while saves and process.poll() is None:
+            time.sleep(0.002)
+            if saved_at(folder) != last:
+                saves, last = saves - 1, saved_at(folder)
+        time.sleep(chance.uniform(0, 0.1))
         before_the_end += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -64,7 +79,7 @@ def processed(tmp_path_factory):
 
 def test_three_kills_change_nothing(processed, tmp_path):
     run(processed, tmp_path / "whole")
-    assert killed_runs(processed, tmp_path / "killed", kills=3, seed=0) >= 1
+    assert killed_runs(processed, tmp_path / "killed", kills=3, seed=0) == 3
     for name in ("last.pt", "best.pt"):
         assert same_bits(tmp_path / "whole" / name, tmp_path / "killed" / name)
 
