@@ -49,7 +49,7 @@ def test_a_resumed_run_equals_a_whole_one(data, tmp_path, stop, optimizer_class)
     first = book.train(part, data.batch, data.train, optimizer, batch_size, num_epochs=2, stop=stop)
     book.save_checkpoint(tmp_path / "checkpoint.pt", part, optimizer, stop)
     resumed, optimizer = new_model(data, optimizer_class)
-    start = book.load_checkpoint(tmp_path / "checkpoint.pt", resumed, optimizer)
+    start = book.load_checkpoint(tmp_path / "checkpoint.pt", resumed, optimizer)["step"]
     second = book.train(resumed, data.batch, data.train, optimizer, batch_size, num_epochs=2, start=start)
     assert first + second == losses and all(map(torch.equal, weights(whole), weights(resumed)))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
