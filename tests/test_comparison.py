@@ -69,7 +69,7 @@ def test_plain_mlp_equals_its_layers_by_hand():
     for b, result in enumerate(logits(model, batch)):
         x = torch.cat([batch.dense[b]] + [table.weight.detach()[column[b]].sum(0) for table, column in zip(model.tables, bags)])
         hidden = [max(0.0, float(w @ x + c)) for w, c in zip(first.weight.detach(), first.bias.detach())]
-        assert math.isclose(result.item(), float(second.weight[0] @ torch.tensor(hidden) + second.bias), rel_tol=1e-4, abs_tol=1e-4)
+        assert math.isclose(result.item(), float((second.weight[0] @ torch.tensor(hidden) + second.bias).detach()), rel_tol=1e-4, abs_tol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 6])

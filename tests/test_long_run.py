@@ -65,8 +65,8 @@ def same_bits(one, other):
     """Are the two checkpoints equal in weights, optimizer state and history?"""
     one, other = (torch.load(path, weights_only=True) for path in (one, other))
     sums = [[state["sum"] for state in saved["optimizer"]["state"].values()] for saved in (one, other)]
-    return (all(map(torch.equal, one["model"].values(), other["model"].values(), strict=True))
-            and all(map(torch.equal, *sums, strict=True)) and one["history"] == other["history"] and one["step"] == other["step"])
+    pairs = [*zip(one["model"].values(), other["model"].values(), strict=True), *zip(*sums, strict=True)]
+    return all(torch.equal(a, b) for a, b in pairs) and one["history"] == other["history"] and one["step"] == other["step"]
 
 
 @pytest.fixture(scope="module")
