@@ -54,6 +54,34 @@ def test_one_cell_is_tagged_parameters_and_holds_them_all():
                      "num_epochs", "learning_rate", "teaching_rows", "paper_sizes", "comparison_rows", "comparison_seeds", "seed", "device"]
 
 
+def size_of_sections():
+    """Words of prose, without folded solutions, and lines of code of each numbered section."""
+    sizes, number = {}, 0
+    for cell in NOTEBOOK["cells"]:
+        text = source(cell)
+        if cell["cell_type"] == "code":
+            sizes[number][1] += len([line for line in text.splitlines() if line.strip()])
+            continue
+        heading = re.search(r"^## (\d+)\. ", text, flags=re.MULTILINE)
+        number = int(heading[1]) if heading else number
+        prose = re.sub(r"<details>.*?</details>|<[^>]+>", "", text, flags=re.DOTALL)
+        sizes.setdefault(number, [0, 0])[0] += len(prose.split())
+    return sizes
+
+
+def test_the_map_shows_every_section_and_its_paths_take_the_time_they_say():
+    rows = re.findall(r"^\| \[(\d+)\]\(#section-\1\) \| ([^|]+) \|[^|]*\| (●?) ?\| (●?) ?\| (●?) ?\|$", MARKDOWN[0], flags=re.MULTILINE)
+    sizes = size_of_sections()
+    assert [int(row[0]) for row in rows] == [*range(1, 18)] == [*sizes][1:]
+    for path, minutes in enumerate([15, 45, 90], start=2):
+        words, lines = [sum(sizes[int(row[0])][k] for row in rows if row[path]) for k in (0, 1)]
+        assert 0.8 * minutes < words / 120 + lines / 30 < minutes, (minutes, words, lines)
+
+
+def test_every_section_leads_back_to_the_map():
+    assert sum("[Map](#map)" in text for text in MARKDOWN) == 16
+
+
 def draws(cell):
     return "plt.show()" in source(cell) or "draw_scores(" in source(cell)
 
