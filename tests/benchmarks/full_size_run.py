@@ -51,10 +51,11 @@ def main(rows=45_840_617):
         result = book.evaluate(model, data.batch(test))
         entropy = book.entropy_of(result["base_rate"])
         size = sum(p.numel() for p in model.parameters())
-    table = pd.DataFrame(history, columns=["step", "log_loss"]).round(5)
-    table.assign(data="toy", rows=table["step"] * BATCH_SIZE, truth_log_loss=round(ceiling["log_loss"], 5),
-                 entropy=round(entropy, 5)).to_csv("figures/measured/full_size_run.csv", index=False)
     written, prepared, trained = (end - start for start, end in zip(times, times[1:]))
+    table = pd.DataFrame(history, columns=["step", "log_loss"]).round(5)
+    table.assign(data="toy", rows=table["step"] * BATCH_SIZE, truth_log_loss=round(ceiling["log_loss"], 5), entropy=round(entropy, 5),
+                 preprocess_seconds=round(prepared), train_seconds=round(trained), peak_gb=round(peaks[0], 2),
+                 ).to_csv("figures/measured/full_size_run.csv", index=False)
     print(f"{rows:,} rows, {size:,} parameters, on {device}: toy file written in {written:.0f} s; preprocessed in {prepared:.0f} s; "
           f"trained, evaluated {len(history)} times and saved in {trained:.0f} s ({len(data.train) / trained:,.0f} rows/s); "
           f"peak {peaks[0]:.2f} GB besides the page cache")
