@@ -79,7 +79,7 @@ def test_the_map_shows_every_section_and_its_paths_take_the_time_they_say():
     assert [int(row[0]) for row in rows] == [*range(1, 18)] == [*sizes][1:]
     for path, minutes in enumerate([15, 45, 90], start=2):
         words, lines = [sum(sizes[int(row[0])][k] for row in rows if row[path]) for k in (0, 1)]
-        assert 0.8 * minutes < words / 120 + lines / 30 < minutes, (minutes, words, lines)
+        assert 0.8 * minutes < words / 130 + lines / 30 < minutes, (minutes, words, lines)
 
 
 def test_every_section_leads_back_to_the_map():
