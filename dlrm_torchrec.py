@@ -318,8 +318,9 @@ def main(command_line=None):
         return print_plan(arguments.plan_only, 128)
     if not arguments.processed:
         raise SystemExit("name the processed Criteo file: dlrm_torchrec.py data/criteo.npz (made by dlrm_utils.py preprocess)")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))      # torchrun ends the others so when one rank is lost
     again = f"the same command, started again, goes on from the last checkpoint in {arguments.checkpoints}"
+    ended = f"rank {os.environ.get('RANK', 0)}: ended by torchrun, which was stopped, or another process is gone; {again}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ended))    # so torchrun ends the others when one rank is lost
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         return run(arguments)

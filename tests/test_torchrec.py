@@ -71,6 +71,19 @@ def notebook_losses(processed, weights, optimizer, steps):
     return book.train(model, data.batch, rows, optimizer, BATCH_SIZE, stop=steps), model
 
 
+def lose_a_rank(command, checkpoint):
+    """Start a training, kill one of its processes once there is a checkpoint; what the user sees then."""
+    process = subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    seen, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, seen[-3000:]
+    return seen
+
+
 def mean_losses(path, ranks):
     return np.mean([json.loads((path.parent / f"{path.name}.{rank}").read_text()) for rank in range(ranks)], axis=0)
 
@@ -124,15 +137,8 @@ def test_a_checkpoint_goes_round(processed, tmp_path):
 def test_a_lost_rank_ends_all_and_the_rest_is_made_up_for(processed, tmp_path):
     whole, broken = (options(processed, tmp_path / name, every=10) for name in ("whole", "broken"))
     subprocess.run(torchrun(2, ROOT / "dlrm_torchrec.py", *whole), env=ENVIRONMENT, check=True, capture_output=True)
-    process = subprocess.Popen(torchrun(2, ROOT / "dlrm_torchrec.py", *broken), env=ENVIRONMENT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while not (tmp_path / "broken/last.pt").exists():
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    seen, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and re.search("another process is gone; the same command, started again, goes on", seen), seen[-3000:]
+    seen = lose_a_rank(torchrun(2, ROOT / "dlrm_torchrec.py", *broken), tmp_path / "broken/last.pt")
+    assert "another process is gone; the same command, started again, goes on" in seen, seen[-3000:]
     step = torch.load(tmp_path / "broken/last.pt", weights_only=True)["step"]
     result = subprocess.run(torchrun(2, ROOT / "dlrm_torchrec.py", *broken), env=ENVIRONMENT, check=True, capture_output=True, text=True)
     assert f"going on from step {step}" in result.stdout

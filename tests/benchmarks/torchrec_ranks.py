@@ -1,4 +1,5 @@
-"""dlrm_torchrec.py: losses of 1, 2 and 4 processes against the notebook's single-process model, speed with 1 and 2, and plans for 8, 64 and 1024 GPUs."""
+"""dlrm_torchrec.py: losses of 1, 2 and 4 processes against the notebook's single-process model, what a lost process costs, speed with 1 and 2
+processes, and plans for 8, 64 and 1024 GPUs."""
 import re
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_torchrec import (ENVIRONMENT, KEEP_LOSSES, ROOT, launch, mean_losses, notebook_losses, options, preprocess_criteo, torchrun,
-                           write_toy_criteo)
+from test_torchrec import (ENVIRONMENT, KEEP_LOSSES, ROOT, launch, lose_a_rank, mean_losses, notebook_losses, options, preprocess_criteo,
+                           torchrun, write_toy_criteo)
 
 
 def differences(folder, processed):
@@ -23,6 +24,17 @@ def differences(folder, processed):
                 expected, _ = notebook_losses(processed, run / "start.pt", optimizer, 20)
                 difference = np.abs(mean_losses(folder / "losses", ranks) - expected).max()
                 print(f"{sharding}, {optimizer}, {ranks} ranks: largest difference of 20 losses {difference:.1e}", flush=True)
+
+
+def lost_rank(folder, processed):
+    """A process killed in mid-epoch: what the user sees, and the last evaluation of the resumed run beside that of an uninterrupted one."""
+    whole, broken = (torchrun(2, ROOT / "dlrm_torchrec.py", *options(processed, folder / name, every=10)) for name in ("whole", "broken"))
+    seen = lose_a_rank(broken, folder / "broken/last.pt")
+    print(next(line for line in seen.splitlines() if "another process is gone" in line))
+    for name, command in (("uninterrupted", whole), ("killed and resumed", broken)):
+        result = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+        lines = [line for line in result.stdout.splitlines() if line.startswith(("going on", "step"))]
+        print(f"{name}: {lines[0]} ... {lines[-1]}", flush=True)
 
 
 def speeds(folder, processed):
@@ -40,6 +52,7 @@ def main():
             write_toy_criteo(folder / f"{rows}.txt", rows)
             preprocess_criteo(folder / f"{rows}.txt", folder / f"{rows}.npz", min_count=5)
         differences(folder, folder / "20000.npz")
+        lost_rank(folder, folder / "20000.npz")
         speeds(folder, folder / "500000.npz")
     for gpus in (8, 64, 1024):
         plan = subprocess.run([sys.executable, ROOT / "dlrm_torchrec.py", "--plan-only", str(gpus)], env=ENVIRONMENT, capture_output=True, text=True)
