@@ -275,7 +275,7 @@ def print_plan(world_size, width):
     print(f"{sum(TERABYTE_TABLE_SIZES):,} rows of {width} numbers: {sum(TERABYTE_TABLE_SIZES) * width * 4 / gigabyte:.1f} GiB, on {world_size} GPUs of 80 GiB")
     try:
         plan = plan_tables(model, Sharder(fused_params=fused), world_size, "auto", "cuda",
-                                    hbm_cap=80 * gigabyte, local_world_size=min(8, world_size))
+                           hbm_cap=80 * gigabyte, local_world_size=min(8, world_size))
     except PlannerError as error:
         raise SystemExit(f"It does not fit: {str(error).splitlines()[0]}")
     held, kinds = np.zeros(world_size), {}
