@@ -1,11 +1,12 @@
 """The toy clicks: their file, their truth recomputed pair by pair, and what is planted in them."""
+
+import hashlib
 import math
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from notebook_definitions import ROOT  # noqa: F401
 from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING, ToyTruth, write_toy_criteo
 
 
@@ -19,33 +20,64 @@ def test_the_file_has_criteos_form(tmp_path):
     assert probabilities.shape == (3_000,) and len(rows) == 3_000
     for fields in rows:
         assert len(fields) == 40 and fields[0] in "01"
-        assert all(x == "" or -2 ** 31 < int(x) < 2 ** 31 for x in fields[1:14])
-        assert all(x == "" or (len(x) == 8 and x == x.lower() and int(x, 16) >= 0) for x in fields[14:])
-    assert any(int(fields[2]) < 0 for fields in rows if fields[2])                # as in Criteo, the second integer
+        assert all(x == "" or -(2**31) < int(x) < 2**31 for x in fields[1:14])
+        assert all(
+            x == "" or (len(x) == 8 and x == x.lower() and int(x, 16) >= 0) for x in fields[14:]
+        )
+    assert any(
+        int(fields[2]) < 0 for fields in rows if fields[2]
+    )  # as in Criteo, the second integer
     assert [path.name for path in tmp_path.iterdir()] == ["toy.txt"]
 
 
 def test_same_seed_same_file_and_a_longer_file_starts_with_the_shorter(tmp_path):
-    for name, rows, seed in [("a", 500, 0), ("b", 500, 0), ("longer", 21_000, 0), ("other", 500, 1)]:
+    for name, rows, seed in [
+        ("a", 500, 0),
+        ("b", 500, 0),
+        ("longer", 21_000, 0),
+        ("other", 500, 1),
+    ]:
         write_toy_criteo(tmp_path / name, rows, seed)
     text = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert text["a"] == text["b"] and text["longer"].startswith(text["a"]) and text["other"] != text["a"]
+    assert (
+        text["a"] == text["b"]
+        and text["longer"].startswith(text["a"])
+        and text["other"] != text["a"]
+    )
+
+
+def test_the_rows_of_seed_0_are_those_of_the_stored_measurements(tmp_path):
+    probabilities = write_toy_criteo(tmp_path / "toy.txt", 41_000)
+    assert (
+        hashlib.sha256((tmp_path / "toy.txt").read_bytes()).hexdigest()
+        == "3246adbb43ccd1f61af44cc5f3fd231d249df496428fb08b32ed13ba72a27d41"
+    )
+    assert (
+        hashlib.sha256(probabilities.round(9).tobytes()).hexdigest()
+        == "9401d31d466b7dd412f2f5aafb1290d8c34addfdfca4977d8b54e796c6e3094c"
+    )
 
 
 def test_the_truth_pair_by_pair():
     truth = ToyTruth(seed=3)
     dense, ranks = truth.draw(np.random.default_rng(0), 50)
     for n, logit in enumerate(truth.logit(dense, ranks)):
-        z = [0.0 if x == MISSING else max(-3, min(3, (math.log1p(max(x, 0)) - mean) / std))
-             for x, mean, std in zip(dense[n].tolist(), truth.log_mean, truth.log_std)]
+        z = [
+            0.0 if x == MISSING else max(-3, min(3, (math.log1p(max(x, 0)) - mean) / std))
+            for x, mean, std in zip(dense[n].tolist(), truth.log_mean, truth.log_std, strict=True)
+        ]
         loudness = [1 / (1 + max(rank, 0) / 10) for rank in ranks[n].tolist()]
-        slow = truth.bias + sum(weight * x for weight, x in zip(truth.dense_weights, z))
+        slow = truth.bias + sum(
+            weight * x for weight, x in zip(truth.dense_weights, z, strict=True)
+        )
         slow += sum(truth.effects[j][ranks[n, j] % 1024] * loudness[j] for j in range(26))
-        vectors = [sum(x * row for x, row in zip(z, truth.dense_projection))]
+        vectors = [sum(x * row for x, row in zip(z, truth.dense_projection, strict=True))]
         vectors += [truth.vectors[j][ranks[n, j] % 1024] * loudness[j] for j in truth.fields]
         for j in range(6):
             for k in range(j):
-                slow += truth.signs[j, k] * sum(a * b for a, b in zip(vectors[j], vectors[k]))
+                slow += truth.signs[j, k] * sum(
+                    a * b for a, b in zip(vectors[j], vectors[k], strict=True)
+                )
         assert math.isclose(slow, logit, rel_tol=1e-4, abs_tol=1e-4)
 
 
@@ -53,7 +85,9 @@ def test_base_rate_tails_and_labels(tmp_path):
     rows = 40_000
     probabilities = write_toy_criteo(tmp_path / "toy.txt", rows)
     labels = np.array([int(fields[0]) for fields in read_slowly(tmp_path / "toy.txt")])
-    spread = math.sqrt((probabilities * (1 - probabilities)).sum()) / rows        # of the mean of such coin flips
+    spread = (
+        math.sqrt((probabilities * (1 - probabilities)).sum()) / rows
+    )  # of the mean of such coin flips
     assert abs(probabilities.mean() - 0.256) < 0.01
     assert abs(labels.mean() - probabilities.mean()) < 4 * spread
     base_rate = labels.mean()
@@ -67,14 +101,17 @@ def test_columns_have_long_tails_within_the_published_sizes():
         present = ranks[ranks[:, j] >= 0, j]
         assert present.max() < size
         counts = np.bincount(present)
-        assert counts[0] == counts.max() and counts[0] > 0.05 * len(present)      # a few names cover much
-        if size > 100_000:                                                        # and most names are rare
+        assert counts[0] == counts.max() and counts[0] > 0.05 * len(
+            present
+        )  # a few names cover much
+        if size > 100_000:  # and most names are rare
             assert (counts == 1).sum() > 0.5 * (counts > 0).sum()
 
 
+@pytest.mark.slow
 def test_codes_of_a_column_are_distinct():
     codes = ToyTruth.code(2, np.arange(2_000_000))
-    assert len(np.unique(codes)) == 2_000_000 and codes.min() >= 0 and codes.max() < 2 ** 32
+    assert len(np.unique(codes)) == 2_000_000 and codes.min() >= 0 and codes.max() < 2**32
 
 
 def test_without_signal_every_row_has_the_base_rate(tmp_path):

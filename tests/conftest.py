@@ -1,0 +1,23 @@
+"""What several tests share."""
+
+from pathlib import Path
+
+import pytest
+
+import dlrm_utils
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def notebook():
+    """The notebook's own classes, functions and hand-typed example."""
+    return dlrm_utils.load_notebook()
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """60,000 toy clicks as CriteoData, for every test that needs some; not to be changed."""
+    raw = tmp_path_factory.mktemp("shared") / "toy.txt"
+    dlrm_utils.write_toy_criteo(raw, 60_000)
+    return dlrm_utils.preprocess_criteo(raw, raw.with_suffix(""), min_count=10, progress=False)
