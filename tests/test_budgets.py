@@ -1,0 +1,245 @@
+"""DLRM.ipynb keeps its budgets of time, words and lines, was run in order, and leads nowhere wrong.
+
+`python tests/budgets.py` prints the counts by section.
+"""
+
+import json
+import re
+import statistics
+
+import pytest
+
+from budgets import (
+    ROOT,
+    Section,
+    code_cells,
+    core_and_appendices,
+    lines_of_code,
+    opening_and_part_one,
+    parts_of,
+    read_notebook,
+    sections,
+    tags,
+    totals,
+    words_of_prose,
+)
+from notebook_numbers import text_of
+
+NOTEBOOK = read_notebook()
+CELLS = code_cells(NOTEBOOK)
+FOUND = sections(NOTEBOOK)
+CORE, APPENDICES = core_and_appendices(FOUND)
+MARKDOWN = [cell["source"] for cell in NOTEBOOK["cells"] if cell["cell_type"] == "markdown"]
+OUTPUTS = [output for cell in CELLS for output in cell["outputs"]]
+
+
+def markdown(text):
+    return {"cell_type": "markdown", "source": text, "metadata": {}}
+
+
+def code(text):
+    return {"cell_type": "code", "source": text, "metadata": {}}
+
+
+# ---- The counting itself ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("## 3. Several names", 3),
+        ('Two **words**.\n\n<img src="a.svg" alt="not these words">', 2),
+        ("| a | table |\n|---|---|\n| is | not counted |\nbut this", 2),
+        ("<details><summary>Solution</summary>\n\nmany words here\n</details>\nafter it", 2),
+        ("[the link](https://example.org/a%20b) and ![no picture](p.png)", 3),
+        ("a · b − c", 3),
+    ],
+)
+def test_words_are_those_that_are_read(text, words):
+    assert words_of_prose(text) == words
+
+
+def test_lines_of_code_are_neither_blank_nor_comments():
+    assert lines_of_code(code("# why\n\nx = 1  # what\n    # more\ny = (\n    2\n)")) == 4
+
+
+def test_sections_and_parts_are_found_by_their_headings():
+    found = sections(
+        {
+            "cells": [
+                markdown("# Title\none two"),
+                code("import math"),
+                markdown('# Part I: by hand\n\n<a id="s"></a>\n## 1. First\nfour more words here'),
+                code("a = 1\nb = 2"),
+                markdown("```sh\n# no heading\n```\n## 2. Second\nx"),
+                markdown("# Part II: learning\n## 8. Eighth\nx"),
+                markdown("# Appendices\nintroduction"),
+                markdown("## A. Draw it\nx"),
+                code("c = 3"),
+                markdown("### Exercises\n1. Not counted at all.\n#### An hour\nNeither."),
+                markdown("Nor this.\n\n### References\nbut this"),
+            ]
+        }
+    )
+    names = ["", "", "", "1", "2", "", "8", "", "A"]
+    assert [section.name for section in found] == names
+    core, appendices = core_and_appendices(found)
+    assert totals(core)["lines"] == 3 and totals(appendices)["lines"] == 1
+    assert totals(opening_and_part_one(found))["cells"] == 2
+    assert [section.words for section in found if section.name == "1"] == [8]
+    assert appendices[-1].words == 3 + 1 + 3
+    assert parts_of("```\n# no\n```\n# yes") == ["```\n  no\n```\n", "# yes"]
+
+
+def test_minutes_are_words_and_lines():
+    section = Section(part="", name="1", words=360, cells=[code("a = 1\nb = 2\nc = 3")])
+    assert section.minutes == pytest.approx(2 + 24 / 60)
+
+
+# ---- The budgets -----------------------------------------------------------------------------
+
+
+def test_opening_and_part_one_take_45_minutes():
+    assert totals(opening_and_part_one(FOUND))["minutes"] <= 45
+
+
+@pytest.mark.parametrize(
+    "count, most", [("minutes", 90), ("cells", 70), ("lines", 420), ("words", 6_000)]
+)
+def test_the_core_is_small(count, most):
+    assert totals(CORE)[count] <= most
+
+
+@pytest.mark.parametrize("count, most", [("cells", 40), ("lines", 470), ("words", 4_200)])
+def test_the_appendices_are_small(count, most):
+    assert totals(APPENDICES)[count] <= most
+
+
+def test_there_are_twelve_sections_and_the_appendices_a_to_g():
+    assert [section.name for section in CORE if section.name] == [str(n) for n in range(1, 13)]
+    assert [section.name for section in APPENDICES if section.name] == [*"ABCDEFG"]
+
+
+@pytest.mark.parametrize("section", [s for s in APPENDICES if s.name], ids=lambda s: s.name)
+def test_an_appendix_takes_20_minutes(section):
+    assert section.minutes <= 20
+
+
+@pytest.mark.parametrize("name", ["Part I", "Part II"])
+def test_the_map_says_the_minutes_as_they_are(name):
+    """The opening's table has a row for each part, whose last column is at most two minutes off."""
+    first = opening_and_part_one(FOUND)
+    chosen = first if name == "Part I" else CORE[len(first) :]
+    stated = re.search(rf"^\|.*\[{name}\].*\| *(\d+) *\|$", MARKDOWN[0], flags=re.MULTILINE)
+    assert stated, f"the map has no minutes for {name}"
+    assert abs(int(stated[1]) - totals(chosen)["minutes"]) <= 2
+
+
+def test_cells_are_short():
+    lengths = sorted(map(lines_of_code, CELLS))
+    assert statistics.median(lengths) <= 6
+    assert lengths[int(0.9 * len(lengths))] <= 18
+    assert lengths[-1] <= 40
+
+
+def test_no_line_of_code_is_over_100_columns():
+    lines = [line for cell in CELLS for line in cell["source"].splitlines()]
+    assert not [line for line in lines if len(line) > 100]
+
+
+def test_asserts_stand_where_they_teach():
+    lines = [line for cell in CELLS for line in cell["source"].splitlines()]
+    assert sum(line.lstrip().startswith("assert ") for line in lines) <= 36
+
+
+def test_the_file_is_below_two_megabytes():
+    assert (ROOT / "DLRM.ipynb").stat().st_size < 2_000_000
+
+
+# ---- As it was run ---------------------------------------------------------------------------
+
+
+def test_it_was_executed_top_to_bottom():
+    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
+
+
+def test_outputs_hold_no_stderr_no_error_no_state_of_widgets_and_no_progress_bar():
+    for output in OUTPUTS:
+        assert output.get("name") != "stderr" and output["output_type"] != "error"
+    assert "widgets" not in NOTEBOOK["metadata"]
+    assert not re.search(r"\d+%\|", json.dumps(OUTPUTS))
+
+
+def test_it_names_no_machine():
+    text = json.dumps(NOTEBOOK)
+    folders = r"/(home|root|tmp|Users|work|mnt)/|[A-Z]:\\\\"
+    assert not re.search(folders + r"|0x[0-9a-f]{8}", text)
+
+
+def test_one_cell_is_tagged_parameters_and_holds_them_all():
+    (cell,) = [cell for cell in CELLS if "parameters" in tags(cell)]
+    names = re.findall(r"^(\w+) =", cell["source"], flags=re.MULTILINE)
+    assert names == [
+        "data_generation",
+        "raw_data_file",
+        "processed_folder",
+        "num_rows",
+        "embedding_dim",
+        "batch_size",
+        "num_epochs",
+        "learning_rate",
+        "seed",
+        "device",
+    ]
+
+
+def test_a_cell_whose_numbers_may_differ_is_not_compared_to_the_letter():
+    approximate = [cell for cell in CELLS if "approximate" in tags(cell)]
+    assert approximate
+    for cell in approximate:
+        assert "nbval-ignore-output" in tags(cell), cell["id"]
+        assert re.search(r"\d", text_of(cell["outputs"])), f"{cell['id']} prints no number"
+
+
+# ---- Pictures and links ----------------------------------------------------------------------
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_linked_file_exists():
+    text = without_code("\n".join(MARKDOWN))
+    files = re.findall(r'(?:src|href)="(?!http|#)([^"]+)"', text)
+    files += re.findall(r"\]\((?!http|#)([^)#\s]+)\)", text)
+    assert files
+    assert not [name for name in files if not (ROOT / name).exists()]
+
+
+def test_every_picture_says_what_it_shows():
+    pictures = re.findall(r"<img\b[^>]*>", "\n".join(MARKDOWN))
+    assert pictures
+    for picture in pictures:
+        assert re.search(r'alt="[^"]{20,}"', picture), picture
+    assert not re.search(r"!\[\]\(", "\n".join(MARKDOWN))
+
+
+def test_every_anchor_exists_once():
+    text = "\n".join(MARKDOWN)
+    anchors = re.findall(r'<a (?:id|name)="([^"]+)"', text)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(anchors)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(anchors)
+
+
+@pytest.mark.parametrize(
+    "cell", [c for c in CELLS if "plt.show()" in c["source"]], ids=lambda c: c["id"]
+)
+def test_plots_are_stored_as_png(cell):
+    assert any("image/png" in output.get("data", {}) for output in cell["outputs"])
+
+
+def test_every_cell_that_plots_ends_the_plot():
+    for cell in CELLS:
+        if re.search(r"^(figure|fig|_).*= plt\.subplot", cell["source"], flags=re.MULTILINE):
+            assert "plt.show()" in cell["source"], cell["id"]
