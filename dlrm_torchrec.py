@@ -1,338 +1,407 @@
-"""Train the notebook's DLRM on several processes: TorchRec splits the tables, copies the MLPs, and does the butterfly shuffle of section 15.
+"""Train the notebook's DLRM on several processes: TorchRec splits the tables and copies the MLPs.
 
-    torchrun --nproc-per-node 2 dlrm_torchrec.py data/criteo.npz --checkpoints build/torchrec
+    torchrun --nproc-per-node 2 dlrm_torchrec.py data/criteo --checkpoints build/torchrec
     python dlrm_torchrec.py --plan-only 64
 
-gloo on CPUs, NCCL on GPUs, one process each. Every process (rank) opens the same processed Criteo file and reads its share of each batch. The model,
-its training loop and its scores are the notebook's own; TorchRec takes the place of the tables. Started again, it goes on from its
-last checkpoint, with any number of processes. Checkpoints hold the notebook's weights: `DLRM.load_state_dict(torch.load(path)["model"])`.
+One process (rank) a GPU with NCCL, or several on CPUs with gloo. Only the tables are TorchRec's:
+its DLRM would need weights permuted, its TrainPipelineSparseDist a second loop; both are longer.
+A checkpoint is a folder of safetensors and JSON, without pickled code, for any ranks to read.
 """
+
 import argparse
+import contextlib
+import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 if os.environ.get("RANK", "0") != "0":
-    os.environ["TQDM_DISABLE"] = "1"                             # one progress bar, rank 0's; tqdm reads this when it is imported
-sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
-import dlrm_utils
-import notebook_definitions
+    os.environ["TQDM_DISABLE"] = "1"  # one bar, rank 0's; read when torch or we first import tqdm
 
-# Rows of the Terabyte set's 26 tables, capped at 40 million, as MLPerf's DLRM benchmark has them; together 204,184,588.
-TERABYTE_TABLE_SIZES = [40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209, 11938, 155, 4, 976, 14,
-                        40000000, 40000000, 40000000, 590152, 12973, 108, 36]
-# TorchRec could also copy small tables to all ranks, but would then leave their updates to us.
-SHARDINGS = {"auto": ["table_wise", "row_wise"], "table-wise": ["table_wise"], "row-wise": ["row_wise"]}
-OPTIMIZERS = {"row-wise-adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "sgd": EmbOptimType.EXACT_SGD}
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+import dlrm_utils
+
+try:
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from safetensors import SafetensorError
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+    from torchrec.distributed import DistributedModelParallel, planner
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+except ModuleNotFoundError as error:
+    raise ImportError(f"no {error.name}: install requirements-torchrec.txt, on Linux") from None
+
+# Rows of the Terabyte set's 26 tables, capped at 40 million, as MLPerf's DLRM benchmark has them.
+TERABYTE_TABLE_SIZES = [
+    *(40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209),
+    *(11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36),
+]
+STRATEGIES = {  # how to shard a table of over a million rows, and any other
+    "table-wise": ("table_wise", "table_wise"),
+    "row-wise": ("row_wise", "row_wise"),
+    "big-row-wise": ("row_wise", "table_wise"),
+    "table-row-wise": ("table_row_wise", "table_wise"),
+    "grid": ("grid_shard", "table_wise"),
+    "column-wise": ("column_wise", "column_wise"),
+}
+# The last two cut rows: row-wise Adagrad, with a sum for each slice, is another optimizer then.
+TRAINABLE = ["table-wise", "row-wise", "big-row-wise", "table-row-wise"]
+
+
+# ---- Model and plan ------------------------------------------------------------------------------
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which on CPU does not offer to split tables by rows, although its operators can."""
-
+    # On CPUs TorchRec's does not offer to split rows, although its operators can.
     def sharding_types(self, compute_device_type):
-        return ["table_wise", "row_wise"]
+        return super().sharding_types("cuda")
 
 
-class ShardedTables(nn.Module):
-    """What the notebook's `EmbeddingTables` does, by TorchRec: from a KeyedJaggedTensor to vectors (B, T, D)."""
+class ShardedTables(torch.nn.Module):
+    """The notebook's `EmbeddingTables` by TorchRec: [KeyedJaggedTensor] to vectors (B, T, D)."""
 
     def __init__(self, table_sizes, width):
         super().__init__()
-        self.names = [f"t{t}" for t in range(len(table_sizes))]
-        configs = [EmbeddingBagConfig(name=name, feature_names=[name], num_embeddings=size, embedding_dim=width)
-                   for name, size in zip(self.names, table_sizes)]
+        self.names, configs = [f"t{t}" for t in range(len(table_sizes))], []
+        for name, rows in zip(self.names, table_sizes, strict=True):
+            configs.append(EmbeddingBagConfig(rows, width, name, feature_names=[name]))
         self.bags = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
 
     def forward(self, keyed, _):
-        by_name = self.bags(keyed).to_dict()
-        return torch.stack([by_name[name] for name in self.names], dim=1)
+        by_name = self.bags(keyed[0]).to_dict()
+        return torch.stack([by_name[name] for name in self.names], dim=1)  # (B, T, D)
 
 
-class Optimizers:
-    """TorchRec's fused table optimizer and the notebook's optimizer of the MLPs, with one learning rate for `train` to set."""
-
-    def __init__(self, tables, mlps):
-        self.tables, self.mlps, self.defaults, self.param_groups = tables, mlps, mlps.defaults, mlps.param_groups
-
-    def zero_grad(self):
-        for group in self.tables.param_groups:
-            group["lr"] = self.param_groups[0]["lr"]
-        self.tables.zero_grad()                                  # hands that rate to the operator that updates within backward
-        self.mlps.zero_grad()
-
-    def step(self):
-        self.mlps.step()
+class KeptPlan(planner.types.Stats):  # where the planner leaves its estimates
+    def log(self, *_, best_plan, **__):
+        self.options = best_plan
 
 
-def plan_tables(model, sharder, world_size, sharding, compute_device, **topology):
-    """TorchRec's plan: which rank holds which part of which table."""
-    names = [name for module in model.modules() if isinstance(module, ShardedTables) for name in module.names]
-    wanted = {name: ParameterConstraints(sharding_types=SHARDINGS[sharding], compute_kernels=["fused"]) for name in names}
-    planner = EmbeddingShardingPlanner(topology=Topology(world_size, compute_device, **topology), constraints=wanted, debug=False)
-    return planner.collective_plan(model, [sharder], dist.group.WORLD) if dist.is_initialized() else planner.plan(model, [sharder])
+def planner_of(table_sizes, strategy, topology, batch_size=None, stats=None):
+    """TorchRec's planner, held to a strategy."""
+    constraints, fixed = {}, dict(compute_kernels=["fused"], min_partition=32)  # numbers of a row
+    for t, rows in enumerate(table_sizes):
+        kind = STRATEGIES[strategy][0 if rows > 1_000_000 else 1]
+        constraints[f"t{t}"] = planner.ParameterConstraints(sharding_types=[kind], **fixed)
+    kept = dict(constraints=constraints, stats=stats)
+    return planner.EmbeddingShardingPlanner(topology, batch_size, **kept)
 
 
 def sharded_model(book, table_sizes, arguments, device):
-    """The notebook's DLRM with TorchRec's tables, spread over all ranks, and its optimizers."""
+    """The notebook's DLRM, newly drawn, with its tables spread over all ranks; its optimizer."""
+    torch.manual_seed(0)
     model = book.DLRM([1] * len(table_sizes), arguments.width, arguments.bottom, arguments.top)
     model.tables = ShardedTables(table_sizes, arguments.width)
-    kind = OPTIMIZERS[arguments.optimizer]
-    sharder = Sharder(fused_params={"optimizer": kind, "learning_rate": arguments.learning_rate, "eps": 1e-10})
-    plan = plan_tables(model, sharder, dist.get_world_size(), arguments.sharding, device.type)
+    adagrad, rate = arguments.optimizer == "row-wise-adagrad", arguments.learning_rate
+    kind = EmbOptimType.EXACT_ROWWISE_ADAGRAD if adagrad else EmbOptimType.EXACT_SGD
+    sharder = Sharder(fused_params=dict(optimizer=kind, eps=1e-10, learning_rate=rate))
+    topology = planner.Topology(dist.get_world_size(), device.type)
+    plan = planner_of(table_sizes, arguments.sharding, topology).plan(model, [sharder])
+    torch.manual_seed(1 + dist.get_rank())  # the MLPs are equal, the rows are not
     model = DistributedModelParallel(model, device=device, sharders=[sharder], plan=plan)
-    mlps = [parameter for name, parameter in model.named_parameters() if not name.startswith("tables.")]
-    own = {"sgd": book.RowSGD, "row-wise-adagrad": book.RowAdagrad}[arguments.optimizer]
-    return model, Optimizers(model.fused_optimizer, own(mlps, lr=arguments.learning_rate))
+    mlps = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    optimizer = (book.RowAdagrad if adagrad else book.RowSGD)(mlps, lr=rate)
+    for parameter in mlps if adagrad else ():  # now: a load fills only what it finds
+        optimizer.state[parameter]["sum"] = torch.zeros_like(parameter)
+
+    def pass_rate_on(*_):
+        for group in model.fused_optimizer.param_groups:
+            group["lr"] = optimizer.param_groups[0]["lr"]
+        model.fused_optimizer.zero_grad()  # hands it to the operator that updates within backward
+
+    model.register_forward_pre_hook(pass_rate_on)
+    return model, optimizer
 
 
-# ---- Weights: from all ranks to one file, and back ------------------------------------------------------------------
-
-def named_weights(model):
-    """The notebook's names of all weights, and TorchRec's tensors; the tables are spread over the ranks."""
-    return {name.replace("tables.bags.embedding_bags.t", "tables."): value for name, value in sorted(model.state_dict().items())}
+# ---- Errors that end every rank ------------------------------------------------------------------
 
 
-def table_sums(optimizers):
-    """Adagrad's sums of squares: for each table of which this rank holds rows, its parts of them."""
-    sums = {}
-    for name, state in optimizers.tables.state_dict()["state"].items():
-        for key, value in state.items():
-            if "momentum" in key:
-                sums[name.replace("tables.bags.embedding_bags.t", "tables.")] = parts_here(value)
-    return sums
+def gathered(value):
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def parts_here(value):
-    return [shard.tensor for shard in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+@contextlib.contextmanager
+def together(where=""):
+    """Bad input met within, on any rank, ends all of them; one says what it is."""
+    problem = None
+    try:
+        yield
+    except dcp.api.CheckpointException as failed:  # a BaseException, with every rank's traceback
+        problem = str(next(iter(failed.failures.values()))[0])
+    except (OSError, ValueError, SafetensorError, planner.types.PlannerError) as error:
+        problem = str(error)
+    first = next((rank for rank, told in enumerate(gathered(problem)) if told), None)
+    if first is not None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from torchrun; all end by themselves
+        raise SystemExit(f"rank {first}: {where}{problem}" if dist.get_rank() == first else 1)
 
 
-def shards_of(table, mine):
-    """For each shard of a spread table: the rank that holds it, its rows, and on that rank its part out of `mine`."""
-    mine = iter(mine)
-    for shard in table.metadata().shards_metadata:
-        owner, start, rows = shard.placement.rank(), shard.shard_offsets[0], shard.shard_sizes[0]
-        part = next(mine) if owner == dist.get_rank() else None
-        if rows:                                                 # a table of few rows may leave a rank without any
-            yield owner, slice(start, start + rows), part
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 
-def collect(table, mine, row_shape):
-    """On rank 0, the whole of what the ranks hold for a table, `row_shape` for each row: its weights, or its sums of squares."""
-    rank, everything = dist.get_rank(), torch.empty(table.size()[0], *row_shape) if dist.get_rank() == 0 else None
-    for owner, rows, part in shards_of(table, mine):
-        if rank == 0:
-            if part is None:
-                part = torch.empty(rows.stop - rows.start, *row_shape, device="cuda" if torch.cuda.is_available() else "cpu")
-                dist.recv(part, src=owner)
-            everything[rows] = part.reshape(-1, *row_shape).cpu()
-        elif owner == rank:
-            dist.send(part.reshape(-1, *row_shape).contiguous(), dst=0)
-    return everything
+def state_of(model, optimizer):
+    """This rank's part of the weights, by the notebook's names, and of the sums, as sums.NAME."""
+    state = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        state |= {f"sums.{name}": sums for sums in optimizer.state.get(parameter, {}).values()}
+    for name, kept in model.fused_optimizer.state_dict()["state"].items():
+        state |= {f"sums.{name}": sums for sums in kept.values()}
+    return {n.replace("tables.bags.embedding_bags.t", "tables."): t for n, t in state.items()}
 
 
-def save(path, model, optimizers, **more):
-    """All of it into one file, by rank 0: to a temporary name, then renamed."""
-    weights, names = named_weights(model), {parameter: name for name, parameter in model.named_parameters()}
-    tables = {name: table for name, table in weights.items() if isinstance(table, ShardedTensor)}
-    state = {name: collect(table, parts_here(table), table.size()[1:]) for name, table in tables.items()}
-    state |= {name: weight.detach().cpu() for name, weight in weights.items() if name not in tables}
-    sums, mine = {names[p]: kept["sum"].cpu() for p, kept in optimizers.mlps.state.items()}, table_sums(optimizers)
-    if sums:                                                     # SGD keeps none
-        sums |= {name: collect(table, mine.get(name, []), ()) for name, table in tables.items()}
-    if dist.get_rank() == 0:
-        torch.save(dict(model=state, sums=sums, **more), f"{path}.part")
-        os.replace(f"{path}.part", path)
-    dist.barrier()
+def write_tensors(folder, state):
+    """This rank's part of a state to files; it needs twice the memory of its biggest tensor."""
+    names = [name for name in state if "sums." not in name]  # known to all ranks, unlike the sums
+    files = {n: k if state[n].size().numel() > 2**22 else 1 for k, n in enumerate(names, 2)}
+    files |= {f"sums.{name}": files[name] for name in names}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    dcp.save(state, storage_writer=writer, no_dist=not dist.is_initialized())
+
+
+def shapes_in(folder, state=()):
+    """Shapes by name in a checkpoint; ValueError if a part of them, or of a state, is absent."""
+    entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    shapes = {name: entry.size for name, entry in entries.items()}
+    for name, shape in (shapes | {name: state[name].size() for name in state}).items():
+        chunks = entries[name].chunks if name in entries else []
+        if sum(chunk.sizes.numel() for chunk in chunks) != shape.numel():
+            raise ValueError(f"a part of {name} is absent from {folder}; do all ranks share it?")
+    return shapes
+
+
+def newest(folder):
+    """The newest complete checkpoint of a folder, or None; ValueError if it is used otherwise."""
+    steps = sorted(folder.glob("step-*"))
+    others = [path.name for path in folder.glob("*") if path.name != "saving"]
+    if others and not steps:
+        raise ValueError(f"{folder} holds {others[0]}, not checkpoints: name another folder")
+    return steps[-1] if steps else None
+
+
+def save(folder, state, about):
+    """A checkpoint of all ranks, which counts once it is renamed to step-...; the last two stay."""
+    part, first = folder / "saving", dist.get_rank() == 0
+    with together():
+        if first:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            (part / "about.json").write_text(json.dumps(about))
+    with together():
+        write_tensors(part, state)
+    with together():
+        if first:
+            shapes_in(part, state)
+            part.rename(folder / f"step-{about['step']:09}")
+            for old in sorted(folder.glob("step-*"))[:-2]:
+                shutil.rmtree(old)
+
+
+def load(folder, state, settings=None):
+    """Fill this rank's part of a state from a checkpoint of any ranks; returns its JSON."""
+    with together(f"{folder} cannot be used; delete it, or name another folder: "):
+        shapes_in(folder)
+        about = json.loads((folder / "about.json").read_text()) if settings else {}
+        if settings and about.get("settings") != settings:
+            raise ValueError(f"it was made with {about.get('settings')}, not with {settings}")
+    with together(f"{folder} is of another model; name another folder: "):
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    return about
+
+
+def to_notebook(folder, sums=False):
+    """A checkpoint as the notebook's state_dict, or `RowAdagrad`'s sums; needs no process group."""
+    shapes = {name: size for name, size in shapes_in(folder).items() if ("sums." in name) == sums}
+    natural = sorted(shapes, key=lambda name: (len(name), name))  # table 2 before table 10
+    state = {name: torch.empty(shapes[name]) for name in natural}
+    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return {name.removeprefix("sums."): value for name, value in state.items()}
+
+
+def from_notebook(folder, weights, sums=()):
+    """The way back: makes the folder for `--weights`."""
+    write_tensors(folder, weights | {f"sums.{name}": sums[name] for name in sums})
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+def own_batch(data, numbers):
+    """This rank's equal share of rows: neighbours in the file, so that it reads its part of it."""
+    batch = data.batch(np.sort(numbers).reshape(dist.get_world_size(), -1)[dist.get_rank()])
+    return batch._replace(indices=[dlrm_utils.to_keyed_jagged(batch)], offsets=[])
+
+
+def opened(arguments):
+    """The processed data; ValueError where this number of processes cannot train on them."""
+    data, world = dlrm_utils.load_criteo(arguments.processed), dist.get_world_size()
+    if arguments.batch_size % world or not 0 < arguments.batch_size <= len(data.train):
+        raise ValueError(
+            f"--batch-size must be a multiple of {world}, and at most {len(data.train)}"
+        )
+    if arguments.sharding == "row-wise" and min(data.table_sizes) < world:
+        raise ValueError(f"a table has fewer rows than {world} ranks: use --sharding big-row-wise")
+    return data
 
 
 @torch.no_grad()
-def load(path, model, optimizers=None, settings=None):
-    """Weights (and sums of squares) of a checkpoint, the notebook's or `save`'s, into this rank's parts; returns the checkpoint."""
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if settings is not None and checkpoint.get("settings") != settings:
-        raise SystemExit(f"{path} was made with {checkpoint.get('settings')}, not with {settings}: use those, or another folder")
-    weights, mine = named_weights(model), table_sums(optimizers) if optimizers else {}
-    wrong = [name for name, weight in weights.items() if name not in checkpoint["model"] or checkpoint["model"][name].shape != weight.size()]
-    if wrong:
-        raise SystemExit(f"{path} does not fit this model: {', '.join(wrong[:3])} is missing or has another shape")
-    for name, weight in weights.items():
-        if not isinstance(weight, ShardedTensor):
-            weight.copy_(checkpoint["model"][name])
-            continue
-        for kind, parts in [("model", parts_here(weight)), ("sums", mine.get(name, []))]:
-            if parts:
-                for owner, rows, part in shards_of(weight, parts):
-                    if part is not None:
-                        part.copy_(checkpoint[kind][name][rows].reshape(part.shape))
-    if optimizers:
-        for name, parameter in model.named_parameters():
-            if name in checkpoint["sums"] and not name.startswith("tables."):
-                optimizers.mlps.state[parameter]["sum"] = checkpoint["sums"][name].to(parameter.device, copy=True)
-    return checkpoint
+def evaluate(book, model, data, rows, device):
+    """The notebook's scores on a range of rows, of which every rank predicts its share."""
+    rows = rows[: len(rows) // dist.get_world_size() * dist.get_world_size()]
+    batch = own_batch(data, rows).to(device)
+    probabilities = gathered(torch.sigmoid(model(*batch[:3])).cpu().numpy())
+    return book.score(data.labels[rows.start : rows.stop], np.concatenate(probabilities))
 
 
-# ---- Training ---------------------------------------------------------------------------------------------------
-
-class KeyedBatch(NamedTuple):
-    """A `Batch` whose ids are one KeyedJaggedTensor; in its place `offsets` is empty."""
-    dense: torch.Tensor
-    indices: object
-    offsets: None
-    labels: torch.Tensor
-
-    def to(self, device):
-        return KeyedBatch(self.dense.to(device), self.indices.to(device), None, self.labels.to(device))
+def say(text):
+    print(text, flush=True) if dist.get_rank() == 0 else None
 
 
-def keyed(batch):
-    return KeyedBatch(batch.dense, dlrm_utils.to_keyed_jagged(batch), None, batch.labels)
+def resume(path, state, arguments, settings):
+    """What a checkpoint says, or a new one of step 0; the state is filled accordingly."""
+    if path:
+        return load(path, state, settings)
+    if arguments.weights:
+        load(arguments.weights, {name: state[name] for name in state if "sums." not in name})
+    about = dict(step=0, history=[], settings=settings)
+    save(arguments.checkpoints, state, about)
+    return about
 
 
-def evaluate(book, model, data, rows, device, chunk=4096):
-    """The notebook's scores on rows of the file, every rank predicting its share; on rank 0, None elsewhere."""
-    rank, world, pieces = dist.get_rank(), dist.get_world_size(), []
-    rows = rows[:len(rows) // world * world]                     # all ranks need equal shares
-    share = rows[rank * len(rows) // world:(rank + 1) * len(rows) // world]
-    with torch.no_grad():
-        for start in range(0, len(share), chunk):
-            batch = keyed(data.batch(share[start:start + chunk])).to(device)
-            pieces.append(torch.sigmoid(model(*batch[:3])))
-    gathered = [torch.empty(len(share), device=device) for _ in range(world)]
-    dist.all_gather(gathered, torch.cat(pieces))
-    return book.score(data.labels[rows.start:rows.stop], torch.cat(gathered).cpu().numpy()) if rank == 0 else None
-
-
-def run(arguments):
-    """Train, evaluate and save; returns rank 0's history of [step, log loss on validation rows]."""
-    book, rank, world = notebook_definitions.load(), dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    data, folder = dlrm_utils.load_criteo(arguments.processed), Path(arguments.checkpoints)
-    if arguments.batch_size % world:
-        raise SystemExit(f"--batch-size {arguments.batch_size} is shared by {world} processes: it must be a multiple of {world}")
-    rows = data.train[:len(data.train) // arguments.batch_size * arguments.batch_size]      # without an incomplete last batch
-    model, optimizers = sharded_model(book, data.table_sizes, arguments, device)
-    settings = {name: getattr(arguments, name) for name in ("batch_size", "epochs", "seed", "optimizer", "learning_rate")} | dict(rows=len(data))
-    start, history = 0, []
-    if (folder / "last.pt").exists():
-        saved = load(folder / "last.pt", model, optimizers, settings)
-        start, history = saved["step"], saved["history"]
-        print(f"going on from step {start}") if rank == 0 else None
-    else:
-        torch.manual_seed(arguments.seed)
-        weights = arguments.weights or folder / "start.pt"
-        if rank == 0 and not arguments.weights:
-            folder.mkdir(parents=True, exist_ok=True)
-            fresh = book.DLRM(data.table_sizes, arguments.width, arguments.bottom, arguments.top)
-            torch.save(dict(model=fresh.state_dict()), weights)
-        dist.barrier()
-        load(weights, model)
-    total = arguments.epochs * len(rows) // arguments.batch_size
-    sample = data.validation[:50_000]
+def run(book, arguments):
+    """Train, evaluate and save; returns each step's log loss and [step, log loss] of validation."""
+    device, size = torch.device("cpu"), arguments.batch_size
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    with together():
+        data, path = opened(arguments), newest(arguments.checkpoints)
+    kept = ("batch_size", "epochs", "optimizer", "learning_rate")
+    settings = {name: getattr(arguments, name) for name in kept} | dict(source=data.source)
+    settings["sum of ids"] = int(data.sparse[:: max(1, len(data) // 1000)].sum())  # of a sample
+    mine = settings | dict(newest=path and path.name)
+    others = [one for one in gathered(mine) if one != mine]
+    with together():
+        if others:
+            raise ValueError(f"data, checkpoints or options differ: {mine}, elsewhere {others[0]}")
+        model, optimizer = sharded_model(book, data.table_sizes, arguments, device)
+    state = state_of(model, optimizer)
+    about = resume(path, state, arguments, settings)
+    rows = data.train[: len(data.train) // size * size]  # without an incomplete last batch
+    total = arguments.epochs * len(rows) // size
+    say(f"starting from step {about['step']:,} of {total:,}")
 
     def after_step(step, logits, labels):
-        if (step + 1) % arguments.every == 0 or step + 1 == total:
-            scores = evaluate(book, model, data, sample, device)
-            history.append([step + 1, scores["log_loss"] if rank == 0 else None])
-            save(folder / "last.pt", model, optimizers, step=step + 1, history=history, settings=settings)
-            if rank == 0:
-                print(f"step {step + 1:,} of {total:,}: log loss {scores['log_loss']:.4f}, AUC {scores['auc']:.4f}, "
-                      f"base rate {scores['base_rate']:.3f}", flush=True)
+        done = step + 1
+        if done % arguments.every == 0 or done in (total, arguments.stop):
+            scores = evaluate(book, model, data, data.validation[:50_000], device)
+            about["history"].append([done, scores["log_loss"]])
+            save(arguments.checkpoints, state, about | dict(step=done))
+            found = f"log loss {scores['log_loss']:.4f}, AUC {scores['auc']:.4f}"
+            say(f"step {done:,} of {total:,}: {found}, base rate {scores['base_rate']:.3f}")
 
-    get_batch = lambda numbers: keyed(data.batch(numbers[rank::world]))                      # this rank's share of the samples
-    began = time.perf_counter()
-    losses = book.train(model, get_batch, rows, optimizers, arguments.batch_size, arguments.epochs, arguments.seed,
-                        start, arguments.stop, after_step)
-    if rank == 0:
-        seconds = time.perf_counter() - began
-        print(f"{len(losses):,} steps in {seconds:.1f} s, evaluations and checkpoints included: "
-              f"{len(losses) * arguments.batch_size / seconds:,.0f} rows/s with {world} processes", flush=True)
-    return losses, history
+    def get_batch(numbers):
+        return own_batch(data, numbers)
+
+    began, plan = time.perf_counter(), (arguments.epochs, 0, about["step"], arguments.stop)
+    losses = book.train(model, get_batch, rows, optimizer, size, *plan, after_step)
+    losses = np.mean(gathered(losses), axis=0).tolist()  # of equal shares: of the whole batch
+    speed = len(losses) * size / (time.perf_counter() - began)
+    say(f"{len(losses):,} steps, {speed:,.0f} rows/s with evaluations and checkpoints")
+    if dist.get_rank() == 0:
+        (arguments.checkpoints / "losses.json").write_text(json.dumps(losses))
+    return losses, about["history"]
 
 
-def print_plan(world_size, width):
-    """The plan for a cluster that is not there: GPUs of 80 GB, eight a machine, the Terabyte tables."""
-    model = nn.Sequential(ShardedTables(TERABYTE_TABLE_SIZES, width))
-    fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
-    gigabyte = 1024 ** 3
-    print(f"{sum(TERABYTE_TABLE_SIZES):,} rows of {width} numbers: {sum(TERABYTE_TABLE_SIZES) * width * 4 / gigabyte:.1f} GiB, on {world_size} GPUs of 80 GiB")
-    try:
-        plan = plan_tables(model, Sharder(fused_params=fused), world_size, "auto", "cuda",
-                           hbm_cap=80 * gigabyte, local_world_size=min(8, world_size))
-    except PlannerError as error:
-        raise SystemExit(f"It does not fit: {str(error).splitlines()[0]}")
-    held, kinds = np.zeros(world_size), {}
-    for tables in plan.plan.values():
-        for name, parameter in tables.items():
-            kinds.setdefault(parameter.sharding_type, []).append(name)
-            for shard in parameter.sharding_spec.shards if parameter.sharding_spec else []:
-                held[shard.placement.rank()] += 4 * np.prod(shard.shard_sizes) / gigabyte
-    for kind, names in kinds.items():
-        print(f"{kind}: {len(names)} tables ({', '.join(names)})")
-    print(f"tables on the fullest GPU {held.max():.2f} GiB, on the emptiest {held.min():.2f} GiB")
+# ---- Plans for a cluster that is not there -------------------------------------------------------
+
+
+def compare_plans(gpus, batch_size, width=128):
+    """Print what TorchRec expects of each strategy for the Terabyte tables, and which to take."""
+    found, sizes, gib = {}, TERABYTE_TABLE_SIZES, 2**30
+    print(f"{gpus:,} GPUs of 80 GiB, eight a machine, {batch_size:,} samples each, by TorchRec:")
+    for strategy in STRATEGIES:
+        kept, model = KeptPlan(), torch.nn.Sequential(ShardedTables(sizes, width))
+        topology = planner.Topology(gpus, "cuda", 80 * gib, local_world_size=min(8, gpus))
+        sharder = Sharder(fused_params=dict(optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD))
+        try:
+            planner_of(sizes, strategy, topology, batch_size, kept).plan(model, [sharder])
+        except planner.types.PlannerError:
+            continue
+        ms, held = np.zeros(gpus), np.zeros(gpus)
+        for shard in (shard for option in kept.options for shard in option.shards):
+            ms[shard.rank] += shard.perf.total
+            held[shard.rank] += 4 * np.prod(shard.size) / gib
+        found[strategy] = ms.max(), held.max(), held.min(), (held == 0).sum()
+    names = ["slowest GPU, ms", "fullest, GiB", "emptiest, GiB", "GPUs without a table"]
+    table = pd.DataFrame.from_dict(found, "index", columns=names, dtype=object)
+    if not found:
+        raise SystemExit(f"It does not fit on {gpus} GPUs, by any strategy")
+    print(table.reindex(STRATEGIES).to_string(float_format="{:,.2f}".format, na_rep="does not fit"))
+
+    def best_of(names):
+        near = [n for n in names if found[n][0] <= 1.25 * min(found[name][0] for name in names)]
+        return min(near, key=lambda name: (found[name][3], found[name][0]))
+
+    print(f"Take {best_of(found)}: near the fastest, and of those it leaves fewest GPUs without a")
+    print(f"table. If rows stay whole, as here: --sharding {best_of(found.keys() & {*TRAINABLE})}.")
+
+
+# ---- Command line --------------------------------------------------------------------------------
 
 
 def parsed(command_line):
-    numbers = lambda text: [int(number) for number in text.split("-")]
+    """The arguments; where they are wrong, only rank 0 says so."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("processed", nargs="?", help="the processed Criteo file")
-    parser.add_argument("--checkpoints", default="build/torchrec", help="folder of the checkpoints")
-    parser.add_argument("--weights", help="start from the weights in this checkpoint, the notebook's or one of this program")
-    parser.add_argument("--batch-size", type=int, default=2048, help="samples of one step, of all processes together")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="row-wise-adagrad")
-    parser.add_argument("--learning-rate", type=float, default=0.02)
-    parser.add_argument("--sharding", choices=SHARDINGS, default="auto", help="auto: TorchRec's planner decides")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--every", type=int, default=2000, help="steps between evaluations and checkpoints")
-    parser.add_argument("--stop", type=int, help="stop after this step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=16, help="width of the embeddings")
-    parser.add_argument("--bottom", type=numbers, default=[512, 256, 64], help="hidden layers, for example 512-256-64")
-    parser.add_argument("--top", type=numbers, default=[512, 256])
-    parser.add_argument("--plan-only", type=int, metavar="GPUS", help="print TorchRec's plan for the Terabyte tables on so many GPUs")
-    return parser.parse_args(command_line)
+    add = parser.add_argument
+    add("processed", nargs="?", help="the processed Criteo folder, of dlrm_utils.py preprocess")
+    add("--checkpoints", default="build/torchrec", type=Path, help="a folder that all ranks share")
+    add("--weights", type=Path, help="start from the weights of this checkpoint")
+    add("--batch-size", type=int, help="samples a step, 2048; in a plan samples of a GPU, 8192")
+    add("--optimizer", choices=["row-wise-adagrad", "sgd"], default="row-wise-adagrad")
+    add("--learning-rate", type=float, default=0.02)
+    add("--sharding", choices=TRAINABLE, default="table-wise")
+    add("--epochs", type=int, default=1)
+    add("--every", type=int, default=2000, help="steps between evaluations and checkpoints")
+    add("--stop", type=int, help="stop after this step")
+    add("--width", type=int, default=16, help="of the embeddings")
+    add("--bottom", type=int, nargs="+", default=[512, 256, 64], help="widths of hidden layers")
+    add("--top", type=int, nargs="+", default=[512, 256])
+    add("--plan-only", type=int, metavar="GPUS", help="compare plans for the Terabyte tables")
+    with contextlib.redirect_stderr(None if int(os.environ.get("RANK", 0)) else sys.stderr):
+        arguments = parser.parse_args(command_line)
+        if not arguments.plan_only and not (arguments.processed and "RANK" in os.environ):
+            parser.error("start this by torchrun and name the processed Criteo folder")
+    arguments.batch_size = arguments.batch_size or (8192 if arguments.plan_only else 2048)
+    return arguments
 
 
 def main(command_line=None):
-    logging.disable(logging.WARNING)                             # TorchRec warns of what it does by design
-    warnings.simplefilter("ignore")
+    """What the command line asks for; returns what `run` does."""
+    logging.disable(logging.WARNING)  # TorchRec warns of what it does by design
+    logging.captureWarnings(True)
     arguments = parsed(command_line)
     if arguments.plan_only:
-        return print_plan(arguments.plan_only, 128)
-    if not arguments.processed:
-        raise SystemExit("name the processed Criteo file: dlrm_torchrec.py data/criteo.npz (made by dlrm_utils.py preprocess)")
-    again = f"the same command, started again, goes on from the last checkpoint in {arguments.checkpoints}"
-    ended = f"rank {os.environ.get('RANK', 0)}: ended by torchrun, which was stopped, or another process is gone; {again}"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ended))    # so torchrun ends the others when one rank is lost
+        return compare_plans(arguments.plan_only, arguments.batch_size)
+    lost = f"rank {os.environ['RANK']}: a process is gone or was stopped; the same command goes on"
+    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's too, when one rank is lost
+        signal.signal(number, lambda *_: sys.exit(lost))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        return run(arguments)
-    except KeyboardInterrupt:
-        raise SystemExit(f"stopped: {again}" if dist.get_rank() == 0 else 130)
+        result = run(dlrm_utils.load_notebook(), arguments)
     except RuntimeError as error:
-        if "closed by peer" in str(error) or "Connection" in str(error):
-            raise SystemExit(f"rank {dist.get_rank()}: another process is gone; {again}")
-        raise
-    finally:
-        if sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+        raise SystemExit(lost) if "Connection" in str(error) else error from None
+    dist.destroy_process_group()
+    return result
 
 
 if __name__ == "__main__":

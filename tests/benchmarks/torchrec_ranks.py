@@ -1,63 +1,137 @@
-"""dlrm_torchrec.py: losses of 1, 2 and 4 processes against the notebook's single-process model, what a lost process costs, speed with 1 and 2
-processes, and plans for 8, 64 and 1024 GPUs."""
+"""dlrm_torchrec.py: losses beside the notebook's, memory of a checkpoint, kills, speed, plans."""
+
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_torchrec import (ENVIRONMENT, KEEP_LOSSES, ROOT, launch, lose_a_rank, mean_losses, notebook_losses, options, preprocess_criteo,
-                           torchrun, write_toy_criteo)
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import dlrm_torchrec as program  # noqa: E402
+import dlrm_utils  # noqa: E402
+from test_torchrec import BATCH_SIZE, LAYERS, RATE, options  # noqa: E402
 
-def differences(folder, processed):
-    """Largest difference of a loss over 20 steps, for each number of ranks, way of splitting and optimizer."""
-    for sharding in ("table-wise", "row-wise"):
-        for optimizer in ("sgd", "row-wise-adagrad"):
-            for ranks in (1, 2, 4):
-                run = folder / f"{sharding}-{optimizer}-{ranks}"
-                command = options(processed, run, sharding=sharding, optimizer=optimizer, stop=20)
-                launch(folder, KEEP_LOSSES, ranks, folder / "losses", *command)
-                expected, _ = notebook_losses(processed, run / "start.pt", optimizer, 20)
-                difference = np.abs(mean_losses(folder / "losses", ranks) - expected).max()
-                print(f"{sharding}, {optimizer}, {ranks} ranks: largest difference of 20 losses {difference:.1e}", flush=True)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
-def lost_rank(folder, processed):
-    """A process killed in mid-epoch: what the user sees, and the last evaluation of the resumed run beside that of an uninterrupted one."""
-    whole, broken = (torchrun(2, ROOT / "dlrm_torchrec.py", *options(processed, folder / name, every=10)) for name in ("whole", "broken"))
-    seen = lose_a_rank(broken, folder / "broken/last.pt")
-    print(next(line for line in seen.splitlines() if "another process is gone" in line))
-    for name, command in (("uninterrupted", whole), ("killed and resumed", broken)):
-        result = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
-        lines = [line for line in result.stdout.splitlines() if line.startswith(("going on", "step"))]
-        print(f"{name}: {lines[0]} ... {lines[-1]}", flush=True)
+def torchrun(ranks, *arguments, script=ROOT / "dlrm_torchrec.py"):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc-per-node", str(ranks), str(script), *map(str, arguments)]
 
 
-def speeds(folder, processed):
-    """Rows a second with the paper's layers and batches of 2048, one core a process."""
+def printed(command):
+    """What a command prints to its end."""
+    result = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    return result.stdout
+
+
+def differences(book, processed, folder):
+    """The largest difference of a loss to the notebook's over 20 steps."""
+    data = dlrm_utils.load_criteo(processed)
+    rows = data.train[: len(data.train) // BATCH_SIZE * BATCH_SIZE]
+    for sharding, optimizer in (("table-wise", "row-wise-adagrad"), ("row-wise", "sgd")):
+        for ranks in (1, 2, 4):
+            run = folder / f"{sharding}{ranks}"
+            more = dict(sharding=sharding, optimizer=optimizer, stop=20)
+            printed(torchrun(ranks, *options(processed, run, **more)))
+            model = book.StackedDLRM(data.table_sizes, 8, *LAYERS)
+            start = program.to_notebook(run / "step-000000000")
+            model.load_state_dict(book.stacked_state(start))
+            kind = book.RowSGD if optimizer == "sgd" else book.RowAdagrad
+            own = kind(model.parameters(), lr=RATE)
+            expected = book.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
+            losses = json.loads((run / "losses.json").read_text())
+            worst = np.abs(np.subtract(losses, expected)).max()
+            print(f"{sharding}, {optimizer}, {ranks} ranks: losses within {worst:.1e}", flush=True)
+
+
+def peak(action):
+    """MiB of memory that this process needed beyond what it held before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before, _ = resident()
+    action()
+    return resident()[1] - before
+
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return [int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024 for name in ("VmRSS", "VmHWM")]
+
+
+def memory_of_a_rank(folder):
+    """Save and load two tables of 244 MiB; every rank prints what it needed for that."""
+    arguments = program.parsed(["none", "--width", "128"])
+    dist.init_process_group("gloo")
+    book = dlrm_utils.load_notebook()
+    model, optimizer = program.sharded_model(book, [500_000] * 2, arguments, torch.device("cpu"))
+    state, about = program.state_of(model, optimizer), dict(step=1, settings={})
+    saving = peak(lambda: program.save(folder, state, about))
+    loading = peak(lambda: program.load(folder / "step-000000001", state))
+    print(
+        f"rank {dist.get_rank()}: {saving:.0f} MiB more to save, {loading:.0f} to load", flush=True
+    )
+
+
+def kills(processed, folder, times=3):
+    """Kill one of two processes while a checkpoint is being written; what the next run does."""
+    command = torchrun(2, *options(processed, folder, every=3))
+    for number in range(times):
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=-2)
+        first = program.newest(folder)
+        while not (folder / "saving").exists() or program.newest(folder) == first:
+            time.sleep(0.0005)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True)
+        os.kill(int(children.stdout.split()[number % 2]), signal.SIGKILL)
+        code = process.wait()
+        left = sorted(path.name for path in folder.glob("s*"))
+        print(f"killed while saving: exit code {code}, left {', '.join(left)}", flush=True)
+    lines = printed(command).splitlines()
+    print(f"the next run: {lines[0]} ... {lines[-2]}", flush=True)
+
+
+def seconds(ranks, processed, folder, steps):
+    run = folder / f"{ranks}-{time.time()}"
+    text = printed(torchrun(ranks, processed, "--checkpoints", run, "--stop", steps))
+    done, rate = re.search(r"([\d,]+) steps, ([\d,]+) rows/s", text).groups()
+    return 2048 * int(done) / int(rate.replace(",", ""))
+
+
+def speeds(processed, folder):
+    """Rows a second with the paper's layers and batches of 2048, one core a process.
+
+    The difference of a long and a short run is without the one evaluation and checkpoint of each.
+    """
     for ranks in (1, 2, 1, 2):
-        command = [processed, "--checkpoints", folder / f"speed{ranks}", "--stop", "150", "--every", "100000"]
-        result = subprocess.run(torchrun(ranks, ROOT / "dlrm_torchrec.py", *command), env=ENVIRONMENT, check=True, capture_output=True, text=True)
-        print(result.stdout.strip().splitlines()[-1], flush=True)
+        spent = seconds(ranks, processed, folder, 170) - seconds(ranks, processed, folder, 20)
+        print(f"{ranks} processes: {150 * 2048 / spent:,.0f} rows/s", flush=True)
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for rows in (20_000, 500_000):
-            write_toy_criteo(folder / f"{rows}.txt", rows)
-            preprocess_criteo(folder / f"{rows}.txt", folder / f"{rows}.npz", min_count=5)
-        differences(folder, folder / "20000.npz")
-        lost_rank(folder, folder / "20000.npz")
-        speeds(folder, folder / "500000.npz")
+            dlrm_utils.write_toy_criteo(folder / f"{rows}.txt", rows)
+            dlrm_utils.preprocess_criteo(folder / f"{rows}.txt", folder / f"{rows}", min_count=5)
+        differences(dlrm_utils.load_notebook(), folder / "20000", folder)
+        kills(folder / "20000", folder / "killed")
+        print(printed(torchrun(2, folder / "memory", script=__file__)), end="", flush=True)
+        speeds(folder / "500000", folder)
     for gpus in (8, 64, 1024):
-        plan = subprocess.run([sys.executable, ROOT / "dlrm_torchrec.py", "--plan-only", str(gpus)], env=ENVIRONMENT, capture_output=True, text=True)
-        print(re.sub(r" \(t0.*?\)", "", plan.stdout + plan.stderr).strip(), flush=True)
+        program.main(["--plan-only", str(gpus)])
 
 
 if __name__ == "__main__":
-    main()
+    if "RANK" in os.environ:
+        memory_of_a_rank(Path(sys.argv[1]))
+    else:
+        main()
