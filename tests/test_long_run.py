@@ -1,8 +1,8 @@
 """A long training that is killed again and again ends at the same bits as one that is not."""
+
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,27 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import notebook_definitions
-from dlrm_utils import load_criteo, preprocess_criteo, write_toy_criteo
-
-book = notebook_definitions.load()
-PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_long_run import run
-run(sys.argv[2], sys.argv[3])
-"""
-torch.sparse.check_sparse_tensor_invariants.disable()
+from kill_target import notebook, run
 
 
-def run(processed, folder, batch_size=64, stop=None):
-    """The training that gets killed: two epochs, a checkpoint every 25 steps."""
-    data = load_criteo(processed)
-    torch.manual_seed(0)
-    model = book.StackedDLRM(data.table_sizes, 8, [16], [16])
-    optimizer = book.RowAdagrad(model.parameters(), lr=0.02)
-    history = book.train_long(model, optimizer, data, batch_size, folder, every=25, num_epochs=2, stop=stop)
-    return model, history
+@pytest.fixture(scope="module")
+def processed(toy):
+    return str(toy.path)
 
 
 def saved_at(folder):
@@ -39,72 +24,158 @@ def saved_at(folder):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
+def new_process(*arguments):
+    """A process that runs the training. All are forked from one that has loaded torch already."""
+    if sys.platform == "win32":
+        return multiprocessing.Process(target=run, args=arguments)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kill_target"])
+    return context.Process(target=run, args=arguments)
+
+
 def killed_runs(processed, folder, kills, seed):
-    """Start the training in a process of its own, kill it within one to six checkpoints, and so on; at last let it finish.
+    """Start the training, kill it within three checkpoints, and so on; at last let it finish.
 
     Returns how many were killed before the end.
     """
     chance, before_the_end = random.Random(seed), 0
-    command = [sys.executable, "-c", PROGRAM, os.path.dirname(__file__), str(processed), str(folder)]
     for _ in range(kills):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        saves, last = chance.randint(1, 6), saved_at(folder)
-        while saves and process.poll() is None:
+        process = new_process(processed, folder)
+        process.start()
+        saves, last = chance.randint(1, 3), saved_at(folder)
+        while saves and process.is_alive():
             time.sleep(0.002)
             if saved_at(folder) != last:
                 saves, last = saves - 1, saved_at(folder)
-        time.sleep(chance.uniform(0, 0.1))
-        before_the_end += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0, 0.05))
+        before_the_end += process.is_alive()
+        process.kill()
+        process.join()
+    process = new_process(processed, folder)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     return before_the_end
 
 
+def sums_of_squares(checkpoint):
+    return [state["sum"] for state in checkpoint["optimizer"]["state"].values()]
+
+
 def same_bits(one, other):
-    """Are the two checkpoints equal in weights, optimizer state and history?"""
+    """Are the two checkpoints equal in weights, optimizer state, history and step?"""
     one, other = (torch.load(path, weights_only=True) for path in (one, other))
-    sums = [[state["sum"] for state in saved["optimizer"]["state"].values()] for saved in (one, other)]
-    pairs = [*zip(one["model"].values(), other["model"].values(), strict=True), *zip(*sums, strict=True)]
-    return all(torch.equal(a, b) for a, b in pairs) and one["history"] == other["history"] and one["step"] == other["step"]
+    pairs = [*zip(one["model"].values(), other["model"].values(), strict=True)]
+    pairs += zip(sums_of_squares(one), sums_of_squares(other), strict=True)
+    same_numbers = one["history"] == other["history"] and one["step"] == other["step"]
+    return same_numbers and all(torch.equal(a, b) for a, b in pairs)
+
+
+def same_weights(one, other):
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.slow  # a fork server that loads torch, and four trainings
+def test_three_kills_change_nothing(processed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the fork server looks
+    run(processed, tmp_path / "whole")
+    assert killed_runs(processed, str(tmp_path / "killed"), kills=3, seed=0) == 3
+    for name in ("last.pt", "best.pt"):
+        assert same_bits(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["best.pt", "last.pt"]
 
 
 @pytest.fixture(scope="module")
-def processed(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("long") / "toy.txt"
-    write_toy_criteo(raw, 60_000)
-    preprocess_criteo(raw, raw.with_suffix(".npz"), min_count=5, progress=False)
-    return raw.with_suffix(".npz")
+def whole(processed, tmp_path_factory):
+    """The folder, model and history of a training that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *run(processed, folder, batch_size=1000)
 
 
-def test_three_kills_change_nothing(processed, tmp_path):
-    run(processed, tmp_path / "whole")
-    assert killed_runs(processed, tmp_path / "killed", kills=3, seed=0) == 3
-    for name in ("last.pt", "best.pt"):
-        assert same_bits(tmp_path / "whole" / name, tmp_path / "killed" / name)
-
-
-def test_stopped_anywhere_it_resumes_from_the_last_checkpoint(processed, tmp_path):
-    whole, history = run(processed, tmp_path / "whole", batch_size=1000)
-    steps = 2 * -(-len(load_criteo(processed).train) // 1000)
+@pytest.mark.slow  # 104 steps, five evaluations of them, once and in parts
+def test_stopped_anywhere_it_resumes_from_the_last_checkpoint(processed, toy, whole, tmp_path):
+    _, model, history = whole
+    steps = 2 * -(-len(toy.train) // 1000)
     assert [step for step, _ in history] == [*range(25, steps, 25), steps]
     for stop in (3, 30, 75):
-        run(processed, tmp_path / "parts", batch_size=1000, stop=stop)
-    resumed, again = run(processed, tmp_path / "parts", batch_size=1000)
-    assert again == history and all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
-    finished, again = run(processed, tmp_path / "parts", batch_size=1000)            # nothing is left to do
-    assert again == history and all(map(torch.equal, whole.state_dict().values(), finished.state_dict().values()))
+        run(processed, tmp_path, batch_size=1000, stop=stop)
+    resumed, again = run(processed, tmp_path, batch_size=1000)
+    assert again == history and same_weights(model, resumed)
+    finished, again = run(processed, tmp_path, batch_size=1000)  # nothing is left to do
+    assert again == history and same_weights(model, finished)
 
 
-def test_the_best_checkpoint_is_kept_apart(processed, tmp_path):
-    _, history = run(processed, tmp_path, batch_size=1000)
-    best, last = (torch.load(tmp_path / name, weights_only=True) for name in ("best.pt", "last.pt"))
+def test_the_best_checkpoint_is_kept_apart(whole):
+    folder, _, history = whole
+    best, last = (torch.load(folder / name, weights_only=True) for name in ("best.pt", "last.pt"))
     assert last["step"] == history[-1][0]
-    assert [best["step"], min(loss for _, loss in history)] == min(history, key=lambda entry: entry[1])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    lowest = min(history, key=lambda entry: entry[1])
+    assert [best["step"], min(loss for _, loss in history)] == lowest
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt"]
 
 
 def test_other_settings_are_refused(processed, tmp_path):
     run(processed, tmp_path, batch_size=1000, stop=25)
-    with pytest.raises(ValueError, match="last.pt was made with the settings .*'batch_size': 1000.* not with .*'batch_size': 500"):
+    settings = (
+        "last.pt was made with the settings .*'batch_size': 1000.* not with .*'batch_size': 500"
+    )
+    with pytest.raises(ValueError, match=settings):
         run(processed, tmp_path, batch_size=500)
+
+
+def small_checkpoint(path):
+    """Write a checkpoint of a small model; the model and its optimizer."""
+    model = notebook.DLRM([3, 4], 2, [4], [4], num_dense=2)
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    notebook.save_checkpoint(path, model, optimizer, step=7)
+    return model, optimizer
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("step 7")
+
+
+def pickled(path):
+    """A file that would run code if it were opened as a pickle."""
+    torch.save({"step": 7, "model": Path("elsewhere")}, path)
+
+
+def other_content(path):
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def a_list(path):
+    torch.save([1, 2, 3], path)
+
+
+def of_another_model(path):
+    other = notebook.DLRM([3, 5], 2, [4], [4], num_dense=2)
+    notebook.save_checkpoint(path, other, torch.optim.Adagrad(other.parameters()), step=7)
+
+
+@pytest.mark.parametrize(
+    "spoil", [cut, empty, text, pickled, other_content, a_list, of_another_model]
+)
+def test_a_cut_or_foreign_checkpoint_is_named_and_what_to_do(tmp_path, spoil):
+    path = tmp_path / "last.pt"
+    model, optimizer = small_checkpoint(path)
+    spoil(path)
+    with pytest.raises(ValueError) as caught:
+        notebook.load_checkpoint(path, model, optimizer)
+    assert str(path) in str(caught.value) and "deleting it starts over" in str(caught.value)
+    assert path.exists()  # it is the reader who decides
+
+
+def test_a_whole_checkpoint_comes_back_and_an_absent_one_is_said_to_be(tmp_path):
+    model, optimizer = small_checkpoint(tmp_path / "last.pt")
+    assert notebook.load_checkpoint(tmp_path / "last.pt", model, optimizer)["step"] == 7
+    with pytest.raises(FileNotFoundError):
+        notebook.load_checkpoint(tmp_path / "none.pt", model, optimizer)

@@ -1,96 +1,147 @@
-"""Training: the same twice, resumed to the bit, and metrics as by hand."""
+"""Training: the same twice, resumed to the bit, a rate that falls, and metrics as by hand."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import notebook_definitions
-from dlrm_utils import preprocess_criteo, write_toy_criteo
+from dlrm_utils import prefetched
 
-book = notebook_definitions.load()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    raw = tmp_path_factory.mktemp("training") / "toy.txt"
-    write_toy_criteo(raw, 4_000)
-    return preprocess_criteo(raw, raw.with_suffix(".npz"), progress=False)
+ROWS, BATCH_SIZE = range(1_400), 100
+STEPS = 14  # of an epoch
 
 
-def new_model(data, optimizer_class=torch.optim.Adagrad):
+def new_model(notebook, toy, optimizer_class=torch.optim.Adagrad):
     torch.manual_seed(0)
-    model = book.DLRM(data.table_sizes, 4, [8], [8])
+    model = notebook.DLRM(toy.table_sizes, 4, [8], [8])
     return model, optimizer_class(model.parameters(), lr=0.02)
+
+
+def trained(notebook, toy, model, optimizer, **more):
+    """The losses of two epochs over some rows, or of a part of them."""
+    return notebook.train(model, toy.batch, ROWS, optimizer, BATCH_SIZE, num_epochs=2, **more)
 
 
 def weights(model):
     return [tensor.clone() for tensor in model.state_dict().values()]
 
 
-def test_two_runs_give_the_same_bits(data):
-    runs = []
-    for _ in range(2):
-        model, optimizer = new_model(data)
-        losses = book.train(model, data.batch, data.train, optimizer, 128, num_epochs=2)
-        runs.append((losses, weights(model)))
-    assert runs[0][0] == runs[1][0] and all(map(torch.equal, runs[0][1], runs[1][1]))
-    assert len(runs[0][0]) == 2 * math.ceil(len(data.train) / 128)
+@pytest.fixture(scope="module", params=[torch.optim.Adagrad, torch.optim.SGD])
+def whole(request, notebook, toy):
+    """A class of optimizer, and the losses and weights of a training without a break."""
+    model, optimizer = new_model(notebook, toy, request.param)
+    losses = trained(notebook, toy, model, optimizer)
+    return request.param, losses, weights(model)
 
 
-@pytest.mark.parametrize("optimizer_class", [torch.optim.Adagrad, torch.optim.SGD])
-@pytest.mark.parametrize("stop", [1, 26, 27, 28, 40])                            # before, at and after the end of epoch 1
-def test_a_resumed_run_equals_a_whole_one(data, tmp_path, stop, optimizer_class):
-    batch_size, steps = 128, 2 * math.ceil(len(data.train) / 128)
-    assert steps == 54
-    whole, optimizer = new_model(data, optimizer_class)
-    losses = book.train(whole, data.batch, data.train, optimizer, batch_size, num_epochs=2)
-    part, optimizer = new_model(data, optimizer_class)
-    first = book.train(part, data.batch, data.train, optimizer, batch_size, num_epochs=2, stop=stop)
-    book.save_checkpoint(tmp_path / "checkpoint.pt", part, optimizer, stop)
-    resumed, optimizer = new_model(data, optimizer_class)
-    start = book.load_checkpoint(tmp_path / "checkpoint.pt", resumed, optimizer)["step"]
-    second = book.train(resumed, data.batch, data.train, optimizer, batch_size, num_epochs=2, start=start)
-    assert first + second == losses and all(map(torch.equal, weights(whole), weights(resumed)))
+def test_two_runs_give_the_same_bits(notebook, toy, whole):
+    optimizer_class, losses, expected = whole
+    model, optimizer = new_model(notebook, toy, optimizer_class)
+    assert trained(notebook, toy, model, optimizer) == losses and len(losses) == 2 * STEPS
+    assert all(map(torch.equal, weights(model), expected))
+
+
+@pytest.mark.parametrize(
+    "stop", [1, STEPS - 1, STEPS, STEPS + 1, 20]
+)  # about the first epoch's end
+def test_a_resumed_run_equals_a_whole_one(notebook, toy, whole, tmp_path, stop):
+    optimizer_class, losses, expected = whole
+    part, optimizer = new_model(notebook, toy, optimizer_class)
+    first = trained(notebook, toy, part, optimizer, stop=stop)
+    notebook.save_checkpoint(tmp_path / "checkpoint.pt", part, optimizer, stop)
+    resumed, optimizer = new_model(notebook, toy, optimizer_class)
+    start = notebook.load_checkpoint(tmp_path / "checkpoint.pt", resumed, optimizer)["step"]
+    second = trained(notebook, toy, resumed, optimizer, start=start)
+    assert first + second == losses and all(map(torch.equal, expected, weights(resumed)))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_each_epoch_sees_every_row_once_in_a_new_order(data):
+def test_each_epoch_sees_every_row_once_in_a_new_order(notebook, toy):
     seen = []
 
     def get_batch(rows):
         seen.append(rows)
-        return data.batch(rows)
+        return toy.batch(rows)
 
-    model, optimizer = new_model(data)
-    book.train(model, get_batch, data.train, optimizer, 500, num_epochs=2)
+    model, optimizer = new_model(notebook, toy)
+    notebook.train(model, get_batch, ROWS, optimizer, 500, num_epochs=2)
     half = len(seen) // 2
     first, second = np.concatenate(seen[:half]), np.concatenate(seen[half:])
-    assert sorted(first) == sorted(second) == list(data.train) and not np.array_equal(first, second)
+    assert sorted(first) == sorted(second) == list(ROWS) and not np.array_equal(first, second)
 
 
-def test_a_stop_beyond_the_end_is_the_end(data):
+def test_a_stop_beyond_the_end_is_the_end(notebook, toy):
     ends = []
     for stop in (None, 10_000):
-        model, optimizer = new_model(data)
-        book.train(model, data.batch, data.train, optimizer, 1_000, stop=stop)
+        model, optimizer = new_model(notebook, toy)
+        notebook.train(model, toy.batch, ROWS, optimizer, 500, stop=stop)
         ends.append(weights(model))
     assert all(map(torch.equal, *ends))
 
 
-def test_score_by_hand():
+def rates_of(notebook, toy, **more):
+    """The learning rate of each step, as the optimizer has it when the step is over."""
+    model, optimizer = new_model(notebook, toy, torch.optim.SGD)
+    rates = []
+
+    def after_step(step, logits, labels):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    trained(notebook, toy, model, optimizer, after_step=after_step, **more)
+    return rates
+
+
+def test_the_rate_falls_to_zero_over_the_last_fifth(notebook, toy):
+    rates, total = rates_of(notebook, toy), 2 * STEPS
+    kept = math.ceil(0.8 * total)  # steps before the fall begins, and the one at which it does
+    assert rates[:kept] == [0.02] * kept
+    assert np.allclose(rates[kept:], [0.1 * (1 - step / total) for step in range(kept, total)])
+    assert np.allclose(np.diff(rates[kept:]), -0.1 / total)  # a straight line, the same each step
+    assert 0 < rates[-1] < 0.2 * 0.02
+
+
+def test_a_resumed_run_goes_on_with_the_rate_of_its_step(notebook, toy):
+    rates = rates_of(notebook, toy)
+    assert rates_of(notebook, toy, start=25) == rates[25:]
+    assert rates_of(notebook, toy, stop=25) == rates[:25]
+
+
+def test_score_by_hand(notebook):
     labels, probabilities = [1, 0, 1, 0], [0.9, 0.8, 0.6, 0.1]
-    result = book.score(labels, probabilities)
+    result = notebook.score(labels, probabilities)
     assert result["auc"] == 3 / 4 and result["accuracy"] == 3 / 4 and result["base_rate"] == 0.5
-    assert math.isclose(result["log_loss"], -(math.log(0.9) + math.log(0.2) + math.log(0.6) + math.log(0.9)) / 4)
-    assert math.isclose(result["mean_prediction"], 0.6)
+    loss = -(math.log(0.9) + math.log(0.2) + math.log(0.6) + math.log(0.9)) / 4
+    assert math.isclose(result["log_loss"], loss)
 
 
-def test_training_lowers_the_loss_on_new_rows(tmp_path):
-    write_toy_criteo(tmp_path / "toy.txt", 20_000)
-    data = preprocess_criteo(tmp_path / "toy.txt", tmp_path / "toy.npz", min_count=5, progress=False)
-    model, optimizer = new_model(data)
-    before = book.evaluate(model, data.batch(data.test))
-    book.train(model, data.batch, data.train, optimizer, 64, num_epochs=2)
-    after = book.evaluate(model, data.batch(data.test))
+def test_entropy_is_the_log_loss_of_the_base_rate(notebook):
+    labels = np.array([1, 0, 0, 0, 1])
+    always = notebook.score(labels, np.full(5, 0.4))
+    assert math.isclose(notebook.entropy_of(0.4), always["log_loss"])
+
+
+def test_training_lowers_the_loss_on_new_rows(notebook, toy):
+    model, optimizer = new_model(notebook, toy)
+    before = notebook.evaluate(model, toy.batch(toy.test))
+    notebook.train(model, toy.batch, toy.train[:20_000], optimizer, 64)
+    after = notebook.evaluate(model, toy.batch(toy.test))
     assert after["log_loss"] < before["log_loss"] - 0.05 and after["auc"] > 0.6
+
+
+def test_prefetched_keeps_order_raises_and_ends():
+    assert list(prefetched(range(100))) == list(range(100)) and list(prefetched([])) == []
+
+    def breaks():
+        yield 1
+        raise OSError("the disk is gone")
+
+    items = prefetched(breaks())
+    assert next(items) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(items)
+    made = []
+    for item in prefetched(made.append(k) or k for k in range(1000)):
+        if item == 3:
+            break
+    assert len(made) < 20  # it does not run ahead of what is asked for

@@ -1,57 +1,57 @@
-"""Section 10 in full: five models, SGD and Adagrad, three seeds; 1,000,000 toy rows at the paper's sizes, and MovieLens.
+"""The paper's comparison in full: five models, SGD and Adagrad, three seeds, one epoch each.
 
-Runs the notebook's own `compare` with the learning rates of `learning_rates.py`, and writes what it returns to
-figures/measured/comparison_*.csv, from which the notebook draws. Seconds are those of one core.
+1,000,000 toy rows with the paper's layers (a number as argument gives another), and MovieLens with
+small ones; the rates are those that `learning_rates.py` found. Seconds are those of one core.
+Writes figures/measured/comparison_scores.csv, _curves.csv and _groups.csv. Some 40 minutes.
 """
+
 import sys
 import tempfile
-from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import notebook_definitions
-from learning_rates import BATCH_SIZE, MEASURED, clicks_of, in_parallel
-
-book = notebook_definitions.load()
-SEEDS = range(3)
+from shared import (
+    BATCH_SIZE,
+    SEEDS,
+    best_possible,
+    best_rates,
+    clicks_of,
+    compare,
+    in_parallel,
+    save,
+    table_of,
+    toy_data,
+    with_best_possible,
+)
 
 
 def one_run(data_set, layers, pair, seed):
     """The three DataFrames of `compare` for one pair of model and optimizer."""
     clicks = clicks_of(data_set)
-    rates = book.best_rates("MovieLens" if data_set == "MovieLens" else "toy", layers)
-    return book.compare(clicks.models(layers), rates.loc[[pair]], clicks.get_batch, clicks.rows, clicks.validation,
-                        clicks.test, BATCH_SIZE, [seed])
-
-
-def with_truth(scores, labels, probabilities):
-    """The scores, and beside them those of the true probabilities."""
-    truth = book.score(labels, probabilities)
-    return scores.assign(truth_auc=truth["auc"], truth_log_loss=truth["log_loss"], truth_accuracy=truth["accuracy"])
+    name = "MovieLens" if data_set == "MovieLens" else "toy"
+    rates = best_rates(name, layers).loc[[pair]]
+    batches = clicks.get_batch, clicks.rows, clicks.validation, clicks.test
+    tables = compare(clicks.models(layers), rates, *batches, BATCH_SIZE, [seed])
+    return [table.assign(data=name) for table in tables]
 
 
 def main(rows=1_000_000):
+    pairs = best_rates("toy", "paper").index
     with tempfile.TemporaryDirectory() as folder:
-        toy = f"{folder}/toy.npz"
-        truth = book.dlrm_utils.write_toy_criteo(f"{folder}/toy.txt", rows)
-        data = book.dlrm_utils.preprocess_criteo(f"{folder}/toy.txt", toy, min_count=10)
-        jobs = [(data_set, layers, pair, seed) for data_set, layers in [("MovieLens", "small"), (toy, "paper")]
-                for pair in book.best_rates("toy", "paper").index for seed in SEEDS]
-        results = in_parallel(one_run, jobs)
-        test = slice(data.test.start, data.test.stop)
-        tables = {}
-        for name, parts in zip(["scores", "curves", "groups"], zip(*results)):
-            parts = [part.assign(data="MovieLens" if job[0] == "MovieLens" else "toy") for part, job in zip(parts, jobs)]
-            tables[name] = pd.concat(parts).rename_axis("group").reset_index() if name == "groups" else pd.concat(parts)
-        tables["scores"] = with_truth(tables["scores"], data.labels[test], truth[test])
-        tables["scores"].loc[tables["scores"]["data"] == "MovieLens", ["truth_auc", "truth_log_loss", "truth_accuracy"]] = None
-    for name, table in tables.items():
-        table.round(6).to_csv(MEASURED / f"comparison_{name}.csv", index=False)
-    for data_set, scores in tables["scores"].groupby("data"):
+        data, truth = toy_data(folder, rows)
+        sets = [("MovieLens", "small"), (str(data.path), "paper")]
+        jobs = [(*chosen, pair, seed) for chosen in sets for pair in pairs for seed in SEEDS]
+        scores, curves, groups = map(pd.concat, zip(*in_parallel(one_run, jobs)))
+        best = best_possible(data, truth)
+    known = with_best_possible(scores[scores["data"] == "toy"], best)
+    scores = pd.concat([scores[scores["data"] == "MovieLens"], known])
+    groups = groups.rename_axis("group").reset_index()
+    for name, table in (("scores", scores), ("curves", curves), ("groups", groups)):
+        save(table.round(6), f"comparison_{name}", rows == 1_000_000)
+    for data_set, part in scores.groupby("data"):
         for statistic in ("mean", "std"):
-            print(data_set, statistic, book.table_of(scores, statistic).round(4).to_string(), sep="\n")
+            print(data_set, statistic, table_of(part, statistic).round(4).to_string(), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -1,125 +1,238 @@
-"""Training speed at the size of the paper's Kaggle model: 26 tables with 33,762,577 rows of 16, bottom 512-256-64, top 512-256, batches of 128 and 2048.
+"""Training speed at the size of the paper's Kaggle model, batches of 128 and 2048, in one run.
 
-The taught 26-bag model, the stacked one of section 14, and TorchRec's DLRM with FBGEMM's fused optimizers, on CPU. The ways take turns, so
-that a slow minute of the machine hits all of them; medians over steps. Toy clicks as batches, in memory. Writes figures/measured/training_speed.csv.
+26 tables of together 33,762,577 rows of 16, bottom MLP 512-256-64, top MLP 512-256. The notebook's
+26 tables, its stacked model, TorchRec with FBGEMM's fused optimizers and, if a checkout of it is
+given, Facebook's own script take turns; medians over steps. Toy clicks as batches, in memory.
+
+    python tests/benchmarks/training_speed.py [--facebook CHECKOUT] [--largest-table ROWS]
+
+CHECKOUT is a clone of github.com/facebookresearch/dlrm. Writes figures/measured/training_speed.csv,
+unless tables are cut by --largest-table. Some 5 minutes and 20 GB of memory.
 """
-import os
+
+import argparse
+import importlib
+import importlib.util
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.models.dlrm import DLRM as TorchRecDLRM
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import notebook_definitions
+from shared import LAYERS, bfloat16_or_say_so, dlrm_utils, notebook, save
 
-book = notebook_definitions.load()
-os.chdir(notebook_definitions.ROOT)
-SIZES, LAYERS = book.dlrm_utils.CRITEO_KAGGLE_TABLE_SIZES, ([512, 256, 64], [512, 256])
-ROUNDS, STEPS = 6, 12
-torch.sparse.check_sparse_tensor_invariants.disable()
+STEPS = 10  # of each way in a round
+# What Facebook's script imports, and a training step does not need.
+NOT_NEEDED = ["mlperf_logging", "torch.utils.tensorboard", "tqdm"]
 
 
-def toy_batches(batch_size, count):
-    """Batches of toy clicks whose ids are the ranks of the names: as many table rows as Criteo's file has names."""
-    truth, rng = book.dlrm_utils.ToyTruth(0), np.random.default_rng(batch_size)
+def toy_batches(batch_size, count, table_sizes):
+    """Batches of toy clicks; an id is the rank of its name, modulo the table's rows."""
+    truth, rng = dlrm_utils.ToyTruth(0), np.random.default_rng(batch_size)
     for _ in range(count):
         dense, ranks = truth.draw(rng, batch_size)
-        labels = (rng.random(batch_size) < 0.25).astype(np.uint8)
-        yield book.dlrm_utils._criteo_batch(dense, np.maximum(ranks, 0), labels)
+        ids = torch.from_numpy(np.maximum(ranks, 0) % table_sizes).T.contiguous()  # (26, B)
+        labels = torch.from_numpy((rng.random(batch_size) < 0.25).astype(np.float32))
+        numbers = torch.from_numpy(np.log1p(np.maximum(dense, 0)).astype(np.float32))
+        offsets = [torch.arange(batch_size)] * len(ids)
+        yield dlrm_utils.Batch(numbers, list(ids), offsets, labels)
 
 
 def step_of(model, optimizer):
     """One training step as the notebook's `train` makes it."""
+
     def step(batch):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(*batch[:3]), batch.labels)
+        loss = binary_cross_entropy_with_logits(model(*batch[:3]), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
     return step
 
 
-def torchrec_step(kind):
-    """One training step of TorchRec's DLRM, sharded over this one process, tables updated within the backward pass."""
-    tables = [EmbeddingBagConfig(name=f"t{t}", embedding_dim=16, num_embeddings=n, feature_names=[f"f{t}"]) for t, n in enumerate(SIZES)]
-    model = TorchRecDLRM(EmbeddingBagCollection(tables=tables, device=torch.device("meta")), 13, [512, 256, 64, 16], [512, 256, 1])
-    sharder = EmbeddingBagCollectionSharder(fused_params={"optimizer": kind, "learning_rate": 0.01})
+def notebook_steps(sizes, narrow):
+    """Name to training step. The stacked ways share one model's tables."""
+    torch.manual_seed(0)
+    taught = notebook.DLRM(sizes, 16, *LAYERS["paper"])
+    wide = notebook.StackedDLRM(sizes, 16, *LAYERS["paper"])
+    steps = {
+        "26 tables, SGD": step_of(taught, torch.optim.SGD(taught.parameters(), lr=0.01)),
+        "stacked, 32 bits, SGD": step_of(wide, notebook.RowSGD(wide.parameters(), lr=0.01)),
+    }
+    fast, precision = wide, "32 bits"
+    if narrow:
+        fast, precision = (
+            notebook.StackedDLRM([1] * 26, 16, *LAYERS["paper"], bfloat16=True),
+            "bfloat16",
+        )
+        fast.tables = wide.tables
+        sgd = notebook.RowSGD(fast.parameters(), lr=0.01)
+        steps["stacked, bfloat16, SGD"] = step_of(fast, sgd)
+    adagrad = notebook.RowAdagrad(fast.parameters(), lr=0.01)
+    steps[f"stacked, {precision}, row-wise Adagrad"] = step_of(fast, adagrad)
+    return steps
+
+
+def torchrec_step(kind, sizes):
+    """One step of TorchRec's DLRM on this one process; its tables are updated within backward."""
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.model_parallel import DistributedModelParallel
+    from torchrec.distributed.planner import (
+        EmbeddingShardingPlanner,
+        ParameterConstraints,
+        Topology,
+    )
+    from torchrec.models.dlrm import DLRM
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+    tables = [
+        EmbeddingBagConfig(
+            name=f"t{t}", embedding_dim=16, num_embeddings=size, feature_names=[f"t{t}"]
+        )
+        for t, size in enumerate(sizes)
+    ]
+    collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    bottom, top = LAYERS["paper"]
+    model = DLRM(collection, 13, [*bottom, 16], [*top, 1])
+    fused = {"optimizer": kind, "learning_rate": 0.01}
+    sharder = EmbeddingBagCollectionSharder(fused_params=fused)
     whole = {table.name: ParameterConstraints(sharding_types=["table_wise"]) for table in tables}
-    planner = EmbeddingShardingPlanner(topology=Topology(world_size=1, compute_device="cpu"), constraints=whole)
-    model = DistributedModelParallel(model, device=torch.device("cpu"), sharders=[sharder], plan=planner.plan(model, [sharder]))
-    keys = [f"f{t}" for t in range(26)]
-    dense_optimizer = torch.optim.SGD([p for name, p in model.named_parameters() if "sparse_arch" not in name], lr=0.01)
+    topology = Topology(world_size=1, compute_device="cpu")
+    plan = EmbeddingShardingPlanner(topology=topology, constraints=whole).plan(model, [sharder])
+    cpu = torch.device("cpu")
+    model = DistributedModelParallel(model, device=cpu, sharders=[sharder], plan=plan)
+    mlps = [p for name, p in model.named_parameters() if "sparse_arch" not in name]
+    optimizer = torch.optim.SGD(mlps, lr=0.01)
+
+    def forward(dense, indices, offsets):
+        batch = dlrm_utils.Batch(dense, indices, offsets, None)
+        return model(dense, dlrm_utils.to_keyed_jagged(batch)).squeeze(1)
+
+    return step_of(forward, optimizer)
+
+
+def torchrec_steps(sizes):
+    """Name to training step, or nothing, and a sentence, where TorchRec is not installed."""
+    if importlib.util.find_spec("torchrec") is None:
+        print("TorchRec is not installed (requirements-torchrec.txt): left out.")
+        return {}
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+
+    kinds = {"SGD": EmbOptimType.EXACT_SGD, "row-wise Adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
+    return {f"TorchRec, {name}": torchrec_step(kind, sizes) for name, kind in kinds.items()}
+
+
+def facebook_steps(checkout, sizes):
+    """Name to training step of `dlrm_s_pytorch.py`, with its own model, loss and optimizer."""
+    if checkout is None:
+        print("Facebook's script is left out: --facebook takes the path of a checkout of it.")
+        return {}
+    if not (checkout / "dlrm_s_pytorch.py").exists():
+        raise SystemExit(f"{checkout} holds no dlrm_s_pytorch.py: give the folder of the checkout")
+    absent = {name: mock.MagicMock() for name in NOT_NEEDED if not can_be_imported(name)}
+    with (
+        mock.patch.dict(sys.modules, absent),
+        mock.patch.object(sys, "path", [str(checkout), *sys.path]),
+    ):
+        script = importlib.import_module("dlrm_s_pytorch")
+    bottom, top = LAYERS["paper"]
+    top_widths = np.array([16 + 27 * 26 // 2, *top, 1])
+    model = script.DLRM_Net(
+        m_spa=16,
+        ln_emb=np.array(sizes),
+        ln_bot=np.array([13, *bottom, 16]),
+        ln_top=top_widths,
+        arch_interaction_op="dot",
+        sigmoid_bot=-1,
+        sigmoid_top=len(top_widths) - 2,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss_of = torch.nn.BCELoss(reduction="mean")
 
     def step(batch):
-        lengths = torch.ones(26 * len(batch.dense), dtype=torch.int32)
-        logits = model(batch.dense, KeyedJaggedTensor(keys=keys, values=torch.cat(batch.indices), lengths=lengths)).squeeze(1)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
-        dense_optimizer.zero_grad()
+        probabilities = model(batch.dense, torch.stack(batch.offsets), batch.indices)
+        loss = loss_of(probabilities, batch.labels[:, None])
+        optimizer.zero_grad()
         loss.backward()
-        dense_optimizer.step()
-    return step
+        optimizer.step()
+
+    return {"Facebook's script, SGD": step}
 
 
-def new_ways():
-    """Name to training step. The stacked ways share one model's weights."""
-    torch.manual_seed(0)
-    taught = book.DLRM(SIZES, 16, *LAYERS)
-    wide = book.StackedDLRM(SIZES, 16, *LAYERS)
-    narrow = book.StackedDLRM([1] * 26, 16, *LAYERS, bfloat16=True)
-    narrow.tables = wide.tables
-    return {"26 tables, SGD": step_of(taught, torch.optim.SGD(taught.parameters(), lr=0.01)),
-            "stacked, 32 bits, SGD": step_of(wide, book.RowSGD(wide.parameters(), lr=0.01)),
-            "stacked, bfloat16, SGD": step_of(narrow, book.RowSGD(narrow.parameters(), lr=0.01)),
-            "stacked, bfloat16, row-wise Adagrad": step_of(narrow, book.RowAdagrad(narrow.parameters(), lr=0.01)),
-            "TorchRec, SGD": torchrec_step(EmbOptimType.EXACT_SGD),
-            "TorchRec, row-wise Adagrad": torchrec_step(EmbOptimType.EXACT_ROWWISE_ADAGRAD)}
+def can_be_imported(name):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
-def product_gflops():
-    """The rate of a 32-bit matrix product, 2048 x 512 x 512."""
-    a, b = torch.randn(2048, 512), torch.randn(512, 512)
+def flops_per_row():
+    """Operations of the MLPs for one example: forwards, and twice as many backwards."""
+    with torch.device("meta"):
+        model = notebook.DLRM([1] * 26, 16, *LAYERS["paper"])
+    layers = [layer for part in (model.bottom, model.top) for layer in part]
+    return 6 * sum(layer.weight.numel() for layer in layers if isinstance(layer, torch.nn.Linear))
+
+
+def seconds_of(call, *arguments):
     started = time.perf_counter()
-    a @ b
-    return 2 * 2048 * 512 * 512 / (time.perf_counter() - started) / 1e9
+    call(*arguments)
+    return time.perf_counter() - started
 
 
-def main():
+def measure(steps, batch_size, rounds, sizes):
+    """Median rows a second of each way, and of the limit that 32-bit products alone would set.
+
+    The ways take turns, so that a slow moment of the machine hits all; a first round, and the first
+    two steps of each turn, warm up.
+    """
+    a, b = torch.randn(2048, 512), torch.randn(512, 512)
+    times, products = {way: [] for way in steps}, []
+    for turn in range(rounds + 1):
+        batches = list(toy_batches(batch_size, STEPS + 2, sizes))
+        for way, step in steps.items():
+            products.append(seconds_of(torch.matmul, a, b))
+            seconds = [seconds_of(step, batch) for batch in batches]
+            times[way] += seconds[2:] if turn else []
+    rates = {way: batch_size / np.median(seconds) for way, seconds in times.items()}
+    limit = 2 * len(a) * b.numel() / np.median(products) / flops_per_row()
+    return rates | {"32-bit products alone": limit}
+
+
+def parsed(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--facebook", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--largest-table", type=int, metavar="ROWS")
+    parser.add_argument("--rounds", type=int, default=5, help=f"of {STEPS} steps each")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parsed(arguments)
+    sizes = dlrm_utils.CRITEO_KAGGLE_TABLE_SIZES
+    if options.largest_table:
+        sizes = np.minimum(sizes, options.largest_table).tolist()
+    narrow = bfloat16_or_say_so()
     with tempfile.TemporaryDirectory() as folder:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        ways, results, products = new_ways(), [], []
-        for batch_size in (128, 2048):
-            times = {way: [] for way in ways}
-            for round_number in range(ROUNDS):
-                batches = list(toy_batches(batch_size, STEPS))
-                for way, step in ways.items():
-                    products.append(product_gflops())
-                    for k, batch in enumerate(batches):
-                        started = time.perf_counter()
-                        step(batch)
-                        if round_number and k > 1:                          # the first ones warm up
-                            times[way].append(time.perf_counter() - started)
-            results += [dict(data="toy", batch=batch_size, way=way, rate=round(batch_size / np.median(t))) for way, t in times.items()]
+        store = f"file://{folder}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        steps = facebook_steps(options.facebook, sizes)
+        steps |= notebook_steps(sizes, narrow) | torchrec_steps(sizes)
+        rates = {size: measure(steps, size, options.rounds, sizes) for size in (128, 2048)}
         torch.distributed.destroy_process_group()
-    table = pd.DataFrame(results).rename(columns={"rate": "rows a second"})
-    table.to_csv("figures/measured/training_speed.csv", index=False)
-    baseline = table[table["way"] == "26 tables, SGD"].set_index("batch")["rows a second"]
-    table["times the 26 tables"] = (table["rows a second"] / table["batch"].map(baseline)).round(2)
-    flops = book.flops_per_row([13, 512, 256, 64, 16]) + book.flops_per_row([367, 512, 256, 1])
-    print(table.to_string(index=False))
-    print(f"32-bit products: median {np.median(products):.0f}, best {max(products):.0f} GFLOP/s: at most "
-          f"{np.median(products) * 1e9 / flops:,.0f}, {max(products) * 1e9 / flops:,.0f} rows/s")
+    table = pd.DataFrame(rates).rename_axis("way").round().astype(int)
+    print(table.rename(columns="batch {}".format).to_string())
+    measured = table.drop("32-bit products alone").reset_index()
+    measured = measured.melt("way", var_name="batch", value_name="rows a second")
+    columns = ["data", "batch", "way", "rows a second"]
+    save(measured.assign(data="toy")[columns], "training_speed", not options.largest_table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Ways to make embedding tables smaller: their bytes and their log loss, three seeds each.
+
+200,000 toy examples (a number as argument gives another), names seen fewer than ten times unknown.
+Each model trains on the first 60,000 (batch 256, Adagrad at 0.04) and is measured on the test part.
+Writes figures/measured/smaller_tables.csv. Some 2 minutes.
+"""
+
+import sys
+import tempfile
+
+import numpy as np
+import pandas as pd
+import torch
+
+from shared import BATCH_SIZE, SEEDS, notebook, save, toy_data
+
+WIDTH, NARROW, LARGE = 16, 4, 100
+
+
+class MixedTables(torch.nn.Module):
+    """Tables of more than LARGE rows are NARROW wide, and a matrix widens what was read."""
+
+    def __init__(self, table_sizes):
+        super().__init__()
+        widths = [NARROW if size > LARGE else WIDTH for size in table_sizes]
+        self.tables = torch.nn.ModuleList(
+            notebook.EmbeddingTables([size], width)
+            for size, width in zip(table_sizes, widths, strict=True)
+        )
+        self.matrices = torch.nn.ModuleList(
+            torch.nn.Linear(NARROW, WIDTH, bias=False) if width == NARROW else torch.nn.Identity()
+            for width in widths
+        )
+
+    def forward(self, indices, offsets):
+        parts = zip(self.tables, self.matrices, indices, offsets, strict=True)
+        return torch.cat([widen(table([i], [o])) for table, widen, i, o in parts], dim=1)
+
+
+def rounded_to_int8(weight):
+    """Rows rounded to multiples of a scale of their own, at most 127; 32-bit floats again."""
+    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (weight / scale).round() * scale
+
+
+def new_tables(sizes):
+    """Name to tables, all of them fresh."""
+    return {
+        "full": notebook.EmbeddingTables(sizes, WIDTH),
+        "hashed, 64 rows": notebook.HashedTables(np.minimum(sizes, 64).tolist(), WIDTH),
+        "hashed, 8 rows": notebook.HashedTables(np.minimum(sizes, 8).tolist(), WIDTH),
+        "quotient, remainder 64": notebook.QuotientRemainderTables(sizes, WIDTH, m=64),
+        "mixed, 4 or 16 wide": MixedTables(sizes),
+    }
+
+
+def results_of_seed(data, seed):
+    """One row a way: its bytes and its log loss."""
+    test = data.batch(data.test)
+    torch.manual_seed(seed)
+    for way, tables in new_tables(data.table_sizes).items():
+        torch.manual_seed(seed)
+        model = notebook.DLRM(data.table_sizes, WIDTH, [64], [64])
+        model.tables = tables
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.04)
+        rows = data.train[:60_000]
+        notebook.train(model, data.batch, rows, optimizer, BATCH_SIZE, seed=seed)
+        size = 4 * notebook.count(tables)
+        yield {"way": way, "seed": seed, "bytes": size, "log_loss": log_loss(model, test)}
+        if way == "full":
+            for table in tables:
+                table.weight.data = rounded_to_int8(table.weight.data)
+            size = notebook.count(tables) + 4 * sum(data.table_sizes)  # a byte each, a scale a row
+            way = "full, as int8"
+            yield {"way": way, "seed": seed, "bytes": size, "log_loss": log_loss(model, test)}
+
+
+def log_loss(model, batch):
+    return round(notebook.evaluate(model, batch)["log_loss"], 5)
+
+
+def main(rows=200_000):
+    with tempfile.TemporaryDirectory() as folder:
+        data, _ = toy_data(folder, rows)
+        table = pd.DataFrame([row for seed in SEEDS for row in results_of_seed(data, seed)])
+    save(table, "smaller_tables", rows == 200_000)
+    losses = table.groupby(["way", "bytes"])["log_loss"]
+    print(losses.agg(["mean", "std"]).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
