@@ -33,6 +33,19 @@ benchmark: $(READY)  ## measure; each program prints a small table
 execute: $(READY)  ## after an edit: run the notebook in place, top to bottom, so that it can be committed
 	$(BIN)/python -m nbconvert --log-level=ERROR --to notebook --execute --inplace \
 	    --coalesce-streams --ExecutePreprocessor.record_timing=False DLRM.ipynb
+	$(BIN)/python -c "$$WITHOUT_WIDGETS"
+
+# The sliders need a front end: neither their state nor their one-line text is stored.
+define WITHOUT_WIDGETS
+import nbformat
+notebook = nbformat.read("DLRM.ipynb", 4)
+notebook.metadata.pop("widgets", None)
+for cell in notebook.cells:
+    if "interact(" in cell.source:
+        cell.outputs = [output for output in cell.outputs if output.output_type == "stream"]
+nbformat.write(notebook, "DLRM.ipynb")
+endef
+export WITHOUT_WIDGETS
 
 figures: $(READY)  ## draw figures/*.svg again
 	$(BIN)/python figures/make_figures.py

@@ -3,10 +3,11 @@
     torchrun --nproc-per-node 2 dlrm_torchrec.py data/criteo --checkpoints build/torchrec
     python dlrm_torchrec.py --plan-only 64
 
-One process (rank) a GPU with NCCL, or several on CPUs with gloo. Only the tables are TorchRec's:
-its DLRM would need weights permuted, its TrainPipelineSparseDist a second loop; both are longer.
-A checkpoint is a folder of safetensors and JSON, without pickled code, for any ranks to read.
+One process (rank) a GPU with NCCL, or several on CPUs with gloo. A checkpoint is a folder of
+safetensors and JSON, without pickled code, for any ranks to read.
 """
+# Only the tables are TorchRec's: its DLRM would need weights permuted, its TrainPipelineSparseDist
+# a second loop; both are longer.
 
 import argparse
 import contextlib
@@ -36,6 +37,7 @@ try:
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
     from torchrec.distributed import DistributedModelParallel, planner
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 except ModuleNotFoundError as error:
     raise ImportError(f"no {error.name}: install requirements-torchrec.txt, on Linux") from None
 
@@ -85,8 +87,8 @@ class KeptPlan(planner.types.Stats):  # where the planner leaves its estimates
         self.options = best_plan
 
 
+# TorchRec's planner, held to a strategy.
 def planner_of(table_sizes, strategy, topology, batch_size=None, stats=None):
-    """TorchRec's planner, held to a strategy."""
     constraints, fixed = {}, dict(compute_kernels=["fused"], min_partition=32)  # numbers of a row
     for t, rows in enumerate(table_sizes):
         kind = STRATEGIES[strategy][0 if rows > 1_000_000 else 1]
@@ -235,14 +237,22 @@ def from_notebook(folder, weights, sums=()):
 # ---- Training ------------------------------------------------------------------------------------
 
 
+# The ids of a `Batch` as TorchRec takes them, with keys t0, t1, ...
+def to_keyed_jagged(batch):
+    bags = zip(batch.indices, batch.offsets, strict=True)
+    lengths = torch.cat([dlrm_utils.offsets_to_lengths(starts, len(ids)) for ids, starts in bags])
+    keys = [f"t{t}" for t in range(len(batch.indices))]
+    return KeyedJaggedTensor(keys=keys, values=torch.cat(batch.indices), lengths=lengths)
+
+
 def own_batch(data, numbers):
     """This rank's equal share of rows: neighbours in the file, so that it reads its part of it."""
     batch = data.batch(np.sort(numbers).reshape(dist.get_world_size(), -1)[dist.get_rank()])
-    return batch._replace(indices=[dlrm_utils.to_keyed_jagged(batch)], offsets=[])
+    return batch._replace(indices=[to_keyed_jagged(batch)], offsets=[])
 
 
+# The processed data; ValueError where this number of processes cannot train on them.
 def opened(arguments):
-    """The processed data; ValueError where this number of processes cannot train on them."""
     data, world = dlrm_utils.load_criteo(arguments.processed), dist.get_world_size()
     if arguments.batch_size % world or not 0 < arguments.batch_size <= len(data.train):
         raise ValueError(
@@ -253,9 +263,9 @@ def opened(arguments):
     return data
 
 
+# The notebook's scores on a range of rows, of which every rank predicts its share.
 @torch.no_grad()
 def evaluate(book, model, data, rows, device):
-    """The notebook's scores on a range of rows, of which every rank predicts its share."""
     rows = rows[: len(rows) // dist.get_world_size() * dist.get_world_size()]
     batch = own_batch(data, rows).to(device)
     probabilities = gathered(torch.sigmoid(model(*batch[:3])).cpu().numpy())
@@ -266,8 +276,8 @@ def say(text):
     print(text, flush=True) if dist.get_rank() == 0 else None
 
 
+# What a checkpoint says, or a new one of step 0; the state is filled accordingly.
 def resume(path, state, arguments, settings):
-    """What a checkpoint says, or a new one of step 0; the state is filled accordingly."""
     if path:
         return load(path, state, settings)
     if arguments.weights:
@@ -359,8 +369,8 @@ def compare_plans(gpus, batch_size, width=128):
 # ---- Command line --------------------------------------------------------------------------------
 
 
+# The arguments; where they are wrong, only rank 0 says so.
 def parsed(command_line):
-    """The arguments; where they are wrong, only rank 0 says so."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("processed", nargs="?", help="the processed Criteo folder, of dlrm_utils.py preprocess")
@@ -385,8 +395,8 @@ def parsed(command_line):
     return arguments
 
 
+# What the command line asks for; returns what `run` does.
 def main(command_line=None):
-    """What the command line asks for; returns what `run` does."""
     logging.disable(logging.WARNING)  # TorchRec warns of what it does by design
     logging.captureWarnings(True)
     arguments = parsed(command_line)

@@ -7,6 +7,7 @@ with the text. Lengths are in points, like the type sizes. Two runs write the sa
 import ast
 import json
 import re
+import subprocess
 import sys
 import textwrap
 from itertools import pairwise
@@ -467,11 +468,10 @@ def bottom_mlp(book):
 
 
 def connection(ax, start, end, weight, share):
-    """A line between two units; its weight stands at `share` of the way, unless it is 0."""
-    ends = zip(start, end, strict=True)
+    """A line between two units, none for a weight of 0; the weight stands at `share` of the way."""
     if not weight:
-        ax.plot(*ends, color=FAINT, linewidth=0.8, zorder=1)
         return
+    ends = zip(start, end, strict=True)
     ax.plot(*ends, color=COLOURS["dense"], linewidth=1.6, zorder=1.5)
     x, y = ((1 - share) * a + share * b for a, b in zip(start, end, strict=True))
     patch = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
@@ -588,8 +588,8 @@ def loss_curves(ax, book):
     chances = np.linspace(0.001, 0.999, 500)
     plot.plot(chances, -np.log(chances), color=INK, linewidth=1.6)
     plot.plot(chances, -np.log(1 - chances), color=INK, linewidth=1.6, linestyle="--")
-    beside(plot, (np.exp(-3), 3), "click", (7, 0), ha="left")
-    beside(plot, (1 - np.exp(-3), 3), "no click", (-7, 0), ha="right")
+    beside(plot, (np.exp(-3), 3), "if she clicks", (7, 0), ha="left")
+    beside(plot, (1 - np.exp(-3), 3), "if she doesn't", (-7, 0), ha="right")
     chance = book.probability
     plot.plot([chance, chance], [0, book.loss_no_click], **GUIDE)
     plot.plot(chance, book.loss_click, **MARK)
@@ -815,6 +815,21 @@ FIGURES = (
     devices,
     data_sizes,
 )
+
+
+def render_graph(dot, path):
+    """Draw a Graphviz graph (torchviz's, say) as SVG with the renderer that pip installed.
+
+    torchviz names nodes by memory addresses; renumbered, the same graph gives the same file.
+    """
+    number, dot = {}, dot.copy()
+    dot.node_attr.update(fontname="Courier New", margin="0.12,0.06")
+    source = re.sub(r"\b\d{9,}\b", lambda a: str(number.setdefault(a[0], len(number))), dot.source)
+    command = [Path(sys.executable).with_name("graphviz-pure"), "-Tsvg"]
+    svg = subprocess.run(command, input=source.encode(), capture_output=True, check=True).stdout
+    part = Path(f"{path}.part")  # monospace is as wide, where a browser lacks the font
+    part.write_bytes(svg.replace(b'"Courier New"', b'"Courier New,monospace"'))
+    part.replace(path)
 
 
 def draw_all(book, folder):

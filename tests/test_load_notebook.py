@@ -25,8 +25,8 @@ def written(path, *cells):
 def test_definitions_and_examples_are_taken_and_nothing_else_runs(tmp_path):
     path = written(
         tmp_path / "book.ipynb",
-        ("import math\nSIZE = 3\nsize = 4\nraise SystemExit", []),
-        ("def double(x):\n    return 2 * x * SIZE\nprint(double(1))\nassert False", []),
+        ("import math\nsize = 4\nraise SystemExit", []),
+        ("def double(x):\n    return 2 * x * 3\nprint(double(1))\nassert False", []),
         ("class Point:\n    norm = math.hypot", ["note"]),
         ("row = [1, 2]\ntotal = double(sum(row))\nprint(total)", ["example"]),
     )

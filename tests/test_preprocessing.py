@@ -92,7 +92,7 @@ def test_stopped_in_a_stage_it_repeats_no_stage_before(
         patch.setattr(dlrm_utils, stage, stops)
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p.making"]
-    numbered = [path.stem for path in (tmp_path / "p.making/stages").glob("ids/*.npy")]
+    numbered = [path.stem for path in (tmp_path / "p.making/stages").glob("*/ids/*.npy")]
     repeated = []
     factorize = dlrm_utils.pd.factorize
     with monkeypatch.context() as patch:
@@ -312,6 +312,26 @@ def test_random_bytes_in_a_file_are_read_by_the_rule_or_refused(noise, place):
         assert str(error).startswith(f"x, line {wrong[0]}, column ")
         return
     assert not wrong and len(frame) == len(lines)
+
+
+def test_work_in_threads_keeps_order_raises_and_does_not_run_ahead():
+    squares = dlrm_utils._in_order(lambda k: k * k, range(100), threads=3)
+    assert list(squares) == [k * k for k in range(100)]
+    assert list(dlrm_utils._in_order(str, [], threads=3)) == []
+
+    def breaks():
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(dlrm_utils._in_order(str, breaks(), threads=1))
+    with pytest.raises(ZeroDivisionError):
+        list(dlrm_utils._in_order(lambda k: 1 / k, [1, 0], threads=2))
+    made = []
+    for item in dlrm_utils._in_order(int, (made.append(k) or k for k in range(1000)), threads=2):
+        if item == 3:
+            break
+    assert len(made) < 20  # memory stays bounded however long the input
 
 
 @given(st.integers(0, 5_000), st.integers(1, 50), st.integers(1, 20))

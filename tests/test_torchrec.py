@@ -24,7 +24,6 @@ from dlrm_utils import (
     Batch,
     load_criteo,
     preprocess_criteo,
-    to_keyed_jagged,
     to_offsets,
     write_toy_criteo,
 )
@@ -103,6 +102,8 @@ def processed(tmp_path_factory):
 
 def test_keyed_jagged_counts_lengths():
     pytest.importorskip("torchrec")
+    from dlrm_torchrec import to_keyed_jagged
+
     bags = [[[1, 2], [], [3]], [[0], [4, 4, 4], []]]
     indices, offsets = zip(*map(to_offsets, bags), strict=True)
     keyed = to_keyed_jagged(Batch(torch.zeros(3, 1), list(indices), list(offsets), None))

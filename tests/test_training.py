@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm_utils import prefetched
-
 ROWS, BATCH_SIZE = range(1_400), 100
 STEPS = 14  # of an epoch
 
@@ -127,21 +125,3 @@ def test_training_lowers_the_loss_on_new_rows(notebook, toy):
     notebook.train(model, toy.batch, toy.train[:20_000], optimizer, 64)
     after = notebook.evaluate(model, toy.batch(toy.test))
     assert after["log_loss"] < before["log_loss"] - 0.05 and after["auc"] > 0.6
-
-
-def test_prefetched_keeps_order_raises_and_ends():
-    assert list(prefetched(range(100))) == list(range(100)) and list(prefetched([])) == []
-
-    def breaks():
-        yield 1
-        raise OSError("the disk is gone")
-
-    items = prefetched(breaks())
-    assert next(items) == 1
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(items)
-    made = []
-    for item in prefetched(made.append(k) or k for k in range(1000)):
-        if item == 3:
-            break
-    assert len(made) < 20  # it does not run ahead of what is asked for

@@ -91,6 +91,8 @@ def torchrec_step(kind, sizes):
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+    from dlrm_torchrec import to_keyed_jagged
+
     tables = [
         EmbeddingBagConfig(
             name=f"t{t}", embedding_dim=16, num_embeddings=size, feature_names=[f"t{t}"]
@@ -112,7 +114,7 @@ def torchrec_step(kind, sizes):
 
     def forward(dense, indices, offsets):
         batch = dlrm_utils.Batch(dense, indices, offsets, None)
-        return model(dense, dlrm_utils.to_keyed_jagged(batch)).squeeze(1)
+        return model(dense, to_keyed_jagged(batch)).squeeze(1)
 
     return step_of(forward, optimizer)
 
