@@ -10,7 +10,7 @@ BENCHMARKS := $(filter-out %/shared.py, $(wildcard tests/benchmarks/*.py))
 run: $(READY)  ## run the notebook on toy data; an executed copy and an HTML page in build/
 	mkdir -p build data && cp -R figures build/
 	$(BIN)/python -m papermill --progress-bar DLRM.ipynb build/DLRM.ipynb
-	$(BIN)/python -m nbconvert --log-level=ERROR --to html --embed-images build/DLRM.ipynb
+	$(BIN)/python -m nbconvert --log-level=ERROR --to html build/DLRM.ipynb
 	@echo "Executed notebook: build/DLRM.ipynb   Page: build/DLRM.html"
 
 check: lint  ## after each edit: lint, layout and the fast tests

@@ -506,7 +506,7 @@ class CriteoData:
         """A `Batch` of rows (a range, a slice, numbers): log(1 + max(x, 0)), missing as 0."""
         if not isinstance(rows, slice):
             rows = np.array(rows, dtype=np.int64)
-            self._read_ahead(set((rows // RUN).tolist()) - self._read)
+            self._read_ahead(set((rows % len(self) // RUN).tolist()) - self._read)
         return one_id_each(_log_counts(self.dense[rows]), self.sparse[rows].T, self.labels[rows])
 
     # Read whole runs of `shuffled_rows` once, so that the system holds their pages: the memory map

@@ -672,10 +672,10 @@ def split(book):
     bracket(ax, left, train - 2, 102)
     label(ax, (left + train) / 2, 112, f"train: {start:,}", TEXT, weight="bold")
     bracket(ax, train + 1, edge - 1, 102)
-    label(ax, edge - 1, 112, f"test\n{middle - start:,}", above=True, ha="right")
+    label(ax, train + 1, 112, f"test\n{middle - start:,}", above=True, ha="left")
     label(ax, 390, 50, f"validation: {end - middle:,}", ha="right")
     arrow(ax, (left, 24), (390, 24))
-    label(ax, left, 12, f"order in the file, {end:,} examples", ha="left")
+    label(ax, left, 12, f"order in Criteo's file, {end:,} examples", ha="left")
     return ax
 
 
@@ -762,7 +762,9 @@ def devices(book):
     memory = f"{tables}\nMLPs: {4 * mlps / 1e6:.1f} MB on each"
     ax.text(1.15 * crossing, 9, memory)
     ax.set(xlabel="devices", ylabel="milliseconds in a step")
-    ax.set_title(f"From {crossing} devices on, the copied MLPs cost most", fontsize=11)
+    ax.set_title(
+        f"From {crossing} devices on, the copied MLPs cost more than all else", fontsize=11
+    )
     ax.set_xticks([1, 4, 16, 64, 256, 1024, 4096])
     ax.set_xticklabels(["1", "4", "16", "64", "256", "1,024", "4,096"])
     ax.set_yticks([0.01, 0.1, 1, 10])

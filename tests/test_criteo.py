@@ -141,6 +141,7 @@ def test_vocabularies_ignore_the_seventh_block(tmp_path):
         np.array([900, 3]),
         range(0),
         range(4, 0, -1),
+        [-1, 3],
     ],
 )
 def test_batch(data, rows):

@@ -31,7 +31,11 @@ WORKED = {
     "auc": ["8 of 9 pairs in the right order: AUC 0.89"],
     "split": ["train: 39,291,958", "3,274,330", "validation: 3,274,329"],
     "butterfly": [f"{sender}→{receiver}" for sender in range(4) for receiver in range(4)],
-    "devices": ["computing", "shuffle", "From 128 devices on, the copied MLPs cost most"],
+    "devices": [
+        "computing",
+        "shuffle",
+        "From 128 devices on, the copied MLPs cost more than all else",
+    ],
     "data_sizes": ["DLRM", "plain MLP", "DCN", "logistic regression", "factorization machine"],
 }
 
