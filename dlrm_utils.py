@@ -854,10 +854,10 @@ def fetch_movielens(folder="data"):
 def toy_ratings(rows=12_000):
     """Random ratings with the columns of `fetch_movielens`, for a machine without a network."""
     rng = np.random.default_rng(0)
-    users, items, stars = (rng.integers(1, end, rows) for end in (200, 300, 6))
+    users = rng.integers(1, 50, rows) + np.arange(rows) // 80  # people come and go
+    items, stars = rng.integers(1, 300, rows), rng.integers(1, 6, rows)
     frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": stars})
-    genres = [["Comedy"], ["Horror"], ["Comedy", "Horror"], ["Drama"]]
-    frame["genres"] = [genres[item % 4] for item in items]
+    frame["genres"] = [[["Comedy"], ["Horror"], ["Comedy", "Horror"]][item % 3] for item in items]
     frame["title"] = "Film " + frame["item_id"].astype(str)
     frame["age"], frame["gender"] = 18 + users % 50, np.where(users % 3, "M", "F")
     frame["occupation"], frame["zip_code"], frame["release_year"] = "artist", "00000", 1990.0
