@@ -37,8 +37,6 @@ import pandas as pd
 import polars as pl
 import torch
 from filelock import FileLock, Timeout
-from scipy.optimize import brentq
-from scipy.special import expit
 from tqdm import tqdm
 
 # A model without dense numbers has layers without inputs; PyTorch warns of each, needlessly.
@@ -368,6 +366,8 @@ class ToyTruth:
     """What the data would tell a perfect reader; `signal=False` leaves only the base rate."""
 
     def __init__(self, seed=0, signal=True):
+        from scipy.optimize import brentq  # here, as the import takes most of a second
+
         rng = np.random.default_rng([seed, 0])
         self.signal = signal
         self.log_mean = rng.uniform(0.5, 3.0, NUM_DENSE)
@@ -387,7 +387,7 @@ class ToyTruth:
         self.signs = signs + signs.T  # (6, 6), zero diagonal
         self.bias = 0.0
         logits = self.logit(*self.draw(np.random.default_rng([seed, 1]), 100_000))
-        self.bias = brentq(lambda bias: expit(logits + bias).mean() - 0.256, -20, 20)
+        self.bias = brentq(lambda bias: _sigmoid(logits + bias).mean() - 0.256, -20, 20)
 
     def draw(self, rng, rows):
         """Integers (rows, 13) int32 and category ranks (rows, 26) int64, -1 missing."""
@@ -427,6 +427,10 @@ def _log_counts(dense):
     return np.log1p(np.maximum(dense, 0).astype(np.float32))
 
 
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
 def write_toy_criteo(path, rows, seed=0, signal=True):
     """Write toy clicks in Criteo's raw format; the true click probabilities, (rows,) float64."""
     # The same seed writes the same rows, and a longer file starts with the shorter one.
@@ -450,7 +454,7 @@ FOUR_HEX_DIGITS = pl.Series([f"{number:04x}" for number in range(1 << 16)])
 def _toy_lines(truth, seed, start, rows):
     rng, kept = np.random.default_rng([seed, 2, start // TOY_CHUNK]), min(TOY_CHUNK, rows - start)
     dense, ranks = truth.draw(rng, TOY_CHUNK)
-    probability = expit(truth.logit(dense, ranks))
+    probability = _sigmoid(truth.logit(dense, ranks))
     columns = {"label": (rng.random(TOY_CHUNK) < probability).astype(np.uint8)}
     columns |= zip(INTEGERS, dense.T, strict=True)
     for name, rank, code in zip(CATEGORIES, ranks.T, toy_codes(ranks).T, strict=True):
@@ -618,8 +622,7 @@ def preprocess_criteo(
         raise FileNotFoundError(f"there is no raw file {raw}; data/README.md says where to get it")
     if min_count < 1 or (max_table_rows is not None and max_table_rows < 1):
         raise ValueError("min_count and max_table_rows must be 1 or more")
-    options = {"min_count": min_count, "max_table_rows": max_table_rows}
-    source = {"fingerprint": _fingerprint(raw)} | options
+    source = dict(fingerprint=_fingerprint(raw), min_count=min_count, max_table_rows=max_table_rows)
     work = folder.with_name(f"{folder.name}.making")
     if work.exists() or not _in_use(folder):
         _make_alone(raw, folder, work, {"format": FORMAT} | source, progress)
