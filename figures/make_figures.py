@@ -12,11 +12,14 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.patches import Circle, Polygon
 
 from shapes import (
     COLOURS,
+    GUIDE,
     INK,
+    MARK,
+    PATCH,
+    SVG,
     TEXT,
     arrow,
     beside,
@@ -28,16 +31,19 @@ from shapes import (
     connection,
     dashed_arrow,
     dashed_box,
+    dot,
     funny_scary_plane,
     hundredths,
     label,
     number,
     panel,
     rounded,
+    save,
     several,
     thousandths,
-    tint,
+    trapezoid,
     vector,
+    widths,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -50,9 +56,6 @@ STEP_RATE = 0.5  # of section 8's one step of learning
 CRITEO_EXAMPLES = 45_840_617  # the labelled file, as section 11 counts it
 FILM_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "both")]
 GENRE_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "other")]
-# Text as paths looks the same without the font; a fixed salt makes the ids in a file the same in
-# every run.
-SVG = {"svg.fonttype": "path", "svg.hashsalt": "DLRM", "font.family": "DejaVu Sans"}
 
 
 def worked_example(book):
@@ -67,22 +70,12 @@ def worked_example(book):
     made.products = made.vectors @ made.vectors.T  # (4, 4)
     made.kept = [divmod(place, 4) for place in model.kept.tolist()]  # row and column
     logit = model(book.her_dense, book.her_indices, book.her_offsets)
-    click = torch.tensor([book.clicked])
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, click)
+    loss = torch.nn.BCEWithLogitsLoss()(logit, torch.tensor([book.clicked]))
     tables = [table.weight for table in model.tables]
     made.gradients = [slope.to_dense() for slope in torch.autograd.grad(loss, tables)]
     made.logit, made.probability = logit.item(), torch.sigmoid(logit).item()
     made.loss_click, made.loss_no_click = loss.item(), -np.log(1 - made.probability)
     return made
-
-
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def widths(mlp):
-    """The widths of an MLP's layers; every other layer is a ReLU, which changes no width."""
-    return " → ".join(map(str, [mlp[0].in_features, *(layer.out_features for layer in mlp[::2])]))
 
 
 def architecture(book):
@@ -97,8 +90,8 @@ def architecture(book):
     counts = f"{len(book.vectors)} vectors → {len(book.kept)} products"
     rounded(ax, 282, 246, 348, 36, "dot products of all pairs", "interaction", counts)
     arrow(ax, (282, 264), (282, 290))
-    dense = map(hundredths, book.vectors[0])
-    cells(ax, 8, 309, 46, 38, dense, ["dense"] * 2, ["dense[0]", "dense[1]"])
+    notes = ["dense[0]", "dense[1]"]
+    cells(ax, 8, 309, 46, 38, map(hundredths, book.vectors[0]), ["dense"] * 2, notes)
     pairs = [hundredths(book.products[pair]) for pair in book.kept]
     notes = [f"{NAMES[j]}·{NAMES[k]}" for j, k in book.kept]
     cells(ax, 108, 309, 58, 38, pairs, ["interaction"] * 6, notes)
@@ -135,11 +128,9 @@ def towers(ax, book, columns, width):
 
 def row(book):
     """One impression: dense numbers, sparse names with their ids, and the label."""
-    ax = canvas(400, 152, "An impression is a few numbers and a few names")
-    y = 42
+    ax, y = canvas(400, 152, "An impression is a few numbers and a few names"), 42
     heads = [*(textwrap.fill(meaning, 9) for meaning in DENSE_MEANINGS), *NAMES[1:], "click"]
-    film = book.film.replace(" ", "\n")
-    sparse = ["\n".join(book.liked), film, book.hour]
+    sparse = ["\n".join(book.liked), book.film.replace(" ", "\n"), book.hour]
     texts = [*map(number, book.dense_row), *sparse, number(book.clicked)]
     notes = ["", "", *(several("id", bag) for bag in book.fields), ""]
     places = [(37, 54), (91, 54), (167, 62), (229, 62), (291, 62), (365, 50)]
@@ -162,7 +153,7 @@ def plane(book):
         arrow(plot, (0, 0), end, colour, width=2.8)
         beside(plot, end, name, shift, weight="bold")
     genres = zip(book.genre_names[1:], book.genre_table[1:].tolist(), GENRE_COLOURS)
-    for (name, end, colour), shift in zip(genres, [(6, 9), (5, 4), (-4, -9)]):
+    for (name, end, colour), shift in zip(genres, [(6, 9), (22, -3), (-4, -9)]):
         dashed_arrow(plot, (0, 0), end, colour)
         beside(plot, end, name, shift)
     arrow(ax, (92, 12), (122, 12), INK, width=2.8)
@@ -191,9 +182,8 @@ def lookup(book):
     label(ax, 273, middle, "=", TEXT)
     start, end = (18 + 20 * book.film_id, middle - height / 2), (103, middle - 1.5 * height)
     arrow(ax, start, end, COLOURS["embedding"], "angle,angleA=-90,angleB=0,rad=0")
-    names, width = book.film_table.shape
-    headings = [(48, "one-hot", f"({names},)"), (227, "film table", f"({names}, {width})")]
-    for x, heading, shape in [*headings, (319, f"row {book.film_id}", f"({width},)")]:
+    headings = [(48, "one-hot", "(4,)"), (227, "film table", "(4, 2)")]
+    for x, heading, shape in [*headings, (319, f"row {book.film_id}", "(2,)")]:
         label(ax, x, 135, heading, TEXT, weight="bold")
         label(ax, x, 11, shape)
     return ax
@@ -203,8 +193,7 @@ def offsets(book):
     """Ragged bags, laid flat as indices; offsets point at where each bag starts."""
     ax = canvas(400, 186, "Offsets say where each bag starts")
     width, left, flow = 46, 52, 250  # `left` and `flow`: where bags and indices begin
-    strengths = [0.75, None, 0.22]
-    starts = book.offsets.tolist()
+    strengths, starts = [0.75, None, 0.22], book.offsets.tolist()
     label(ax, 219, 142, "place")
     label(ax, 219, 116, "indices", TEXT, weight="bold")
     label(ax, 219, 36, "offsets", TEXT, weight="bold")
@@ -231,12 +220,10 @@ def offsets(book):
 def bottom_mlp(book):
     """The 2-3-2 network: numbers on its units, weights on its lines."""
     ax = canvas(361, 236, "Two numbers become one more vector")
-    hidden = torch.relu(book.hidden_sums)
-    layers = [book.logs, hidden, book.vectors[0]]
+    layers = [book.logs, torch.relu(book.hidden_sums), book.vectors[0]]
     xs, kinds = [112, 210, 308], ["dense", "other", "dense"]
     ys = [[149, 81], [182, 115, 48], [149, 81]]
-    weights = [book.bottom_w1, book.bottom_w2]
-    for layer, (table, share) in enumerate(zip(weights, (0.36, 0.33))):
+    for layer, (table, share) in enumerate([(book.bottom_w1, 0.36), (book.bottom_w2, 0.33)]):
         for to, unit in enumerate(table.tolist()):
             for source, weight in enumerate(unit):
                 start, end = (xs[layer], ys[layer][source]), (xs[layer + 1], ys[layer + 1][to])
@@ -249,7 +236,8 @@ def bottom_mlp(book):
             label(ax, xs[1], y - 27, f"bias {number(bias)}")
         if total < 0:
             label(ax, xs[1], y - 39, f"ReLU: {thousandths(total)} → 0")
-    label(ax, xs[2], 115, "dense vector", TEXT)  # between its two numbers
+    dashed_box(ax, xs[2], 115, 54, 122, "")  # both are one vector
+    label(ax, xs[2], 40, "dense vector", TEXT)
     for y, meaning, value in zip(ys[0], DENSE_MEANINGS, book.dense_row):
         text = f"{textwrap.fill(meaning, 9)}\nlog(1 + {number(value)})"
         label(ax, xs[0] - 25, y, text, ha="right")
@@ -260,17 +248,17 @@ def additive(book):
     """What two fans click, and what a sum and a dot product can say about it."""
     ax = canvas(413, 160, "Sums can't say who likes what. Dot products can.")
     clicks = np.eye(2)  # each fan clicks the film of their genre, and only that
-    fans, films = np.indices((2, 2)).reshape(2, 4)
-    one_hots = np.hstack([np.eye(2)[fans], np.eye(2)[films]])  # (4, 2 fans + 2 films)
-    effects = np.linalg.lstsq(one_hots, clicks.ravel(), rcond=None)[0]
+    sums = clicks.mean(1, keepdims=True) + clicks.mean(0) - clicks.mean()  # the best effects
     products = book.genre_table[1:3] @ book.film_table[1:3].T
-    grids = [("what they click", clicks, "other"), ("additive model", one_hots @ effects, "other")]
+    grids = [("what they click", clicks, "other"), ("additive model", sums, "other")]
     grids += [("dot product", products.numpy(), "interaction")]
     for left, (name, grid, kind) in zip((68, 184, 300), grids):
         label(ax, left + 52, 12, name, TEXT, weight="bold")
         for place, value in enumerate(np.ravel(grid)):
             x, y = left + 26 + 52 * (place % 2), 88 - 38 * (place // 2)
-            box(ax, x, y, 52, 38, thousandths(value), kind, strength=0.7 * max(value, 0), line=1)
+            strength, hatch = 0.7 * max(value, 0), "//" * int(value < 0)  # negative: hatched
+            box(ax, x, y, 52, 38, "", kind, strength=strength, line=1, hatch=hatch)
+            label(ax, x, y, thousandths(value), TEXT, bbox=PATCH if hatch else None)
         for place, film in enumerate(book.film_names[1:3]):
             label(ax, left + 26 + 52 * place, 117, film)
     for place, genre in enumerate(book.genre_names[1:3]):
@@ -310,19 +298,13 @@ def interactions(book):
         label(ax, left + width * (j + 0.5), top + 12, name, TEXT)
         label(ax, 35, y + 7, name, TEXT)
         label(ax, 35, y - 8, vector(book.vectors[j]))
-        for k in range(len(NAMES)):
-            x = left + width * (k + 0.5)
+        cells(ax, left, y, width, height, [""] * 4, ["other"] * 4, strength=0)
+        for k in range(j):
             value = book.products[j, k]
-            if (j, k) in book.kept:
-                strength = 0.8 * (value / largest).item() ** 2  # squared: the largest jumps out
-                box(ax, x, y, width, height, hundredths(value), "interaction", "", strength, 2.2)
-            else:
-                box(ax, x, y, width, height, "", "other", strength=0)
+            strength = 0.8 * (value / largest).item() ** 2  # squared: the largest jumps out
+            place = left + width * (k + 0.5), y, width, height
+            box(ax, *place, hundredths(value), "interaction", "", strength, line=2.2)
     return ax
-
-
-GUIDE = {"color": COLOURS["other"], "linewidth": 1, "linestyle": ":"}
-MARK = {"marker": "o", "color": COLOURS["both"], "zorder": 3, "clip_on": False}
 
 
 def curves(book):
@@ -369,8 +351,7 @@ def loss_curves(ax, book):
 
 def gradient(book):
     """The genre table and the gradient of its rows: only those of her bag are lit."""
-    ax = canvas(271, 160, "Only looked-up rows get a gradient")
-    height = 24
+    ax, height = canvas(271, 160, "Only looked-up rows get a gradient"), 24
     for x, heading in [(124, "genre table"), (220, "gradient")]:
         label(ax, x, 122, heading, TEXT, weight="bold")
     rows = zip(book.genre_names, book.genre_table, book.gradients[0])
@@ -388,41 +369,37 @@ def sizes(book):
     """The parameters of the paper's model as two areas: the tables, and all else."""
     with torch.device("meta"):  # shapes without memory
         kaggle = book.DLRM(dlrm_utils.CRITEO_KAGGLE_TABLE_SIZES, 16, [512, 256, 64], [512, 256])
-    in_tables = count(kaggle.tables)
-    others = count(kaggle) - in_tables
-    ax = canvas(361, 216, f"For each number in the MLPs, {in_tables / others:,.0f} in the tables")
-    side = 178
-    small = side * (others / in_tables) ** 0.5
-    box(ax, 8 + side / 2, 8 + side / 2, side, side, f"{in_tables:,}", "embedding", "in the tables")
-    box(ax, 226 + small / 2, 8 + small / 2, small, small, "", "dense", strength=1)
-    label(ax, 226, 34, f"{others:,}", TEXT, ha="left")
-    label(ax, 226, 20, "in both MLPs", ha="left")
-    label(ax, 226, 174, "areas to scale", ha="left")
+    in_tables = sum(table.weight.numel() for table in kaggle.tables)
+    others = sum(parameter.numel() for parameter in kaggle.parameters()) - in_tables
+    ax = canvas(361, 190, f"For each number in the MLPs, {in_tables / others:,.0f} in the tables")
+    width, height = 345, 130
+    small = (width * height * others / in_tables) ** 0.5
+    box(ax, 180.5, 99, width, height, f"{in_tables:,}", "embedding", "in the tables")
+    box(ax, 8 + small / 2, 16, small, small, "", "dense", strength=1)
+    label(ax, 20, 16, f"{others:,} in both MLPs", ha="left")
+    label(ax, 353, 16, "areas to scale", ha="right")
     return ax
 
 
 def funnel(book):
     """From millions of films to the ten that are shown."""
-    ax = canvas(361, 158, "First cut cheaply, then rank with care")
-    stages = [(34, 112, "millions"), (186, 58, "hundreds"), (332, 26, "ten")]
+    ax = canvas(361, 172, "First cut cheaply, then rank with care")
+    stages = [(40, 108, "millions"), (188, 58, "hundreds"), (321, 26, "ten")]
     for x, height, name in stages:
-        box(ax, x, 76, 52, height, name, "other", strength=0.25)
+        box(ax, x, 88, 64, height, name, "other", strength=0.25)
     jobs = [("retrieval", "popularity, or one\ndot product a film", "other")]
     jobs += [("ranking", "DLRM scores\neach of them", "interaction")]
     for (name, way, kind), (left, high, _), (right, low, _) in zip(jobs, stages, stages[1:]):
-        sides = [(left + 30, high / 2), (right - 30, low / 2)]
-        corners = [(x, 76 + half) for x, half in sides]
-        corners += [(x, 76 - half) for x, half in reversed(sides)]
-        ax.add_patch(Polygon(corners, facecolor=tint(kind, 0.15), edgecolor="none"))
-        label(ax, (left + right) / 2, 76, name, TEXT, weight="bold")
-        label(ax, (left + right) / 2, 10, way)
+        trapezoid(ax, left + 35, right - 35, 88, high, low, kind)
+        label(ax, (left + right) / 2, 88, name, TEXT, weight="bold")
+        label(ax, (left + right) / 2, 18, way)
     return ax
 
 
 def step(book):
     """One step of SGD on the plane: the film that she clicked moves towards what she likes."""
-    title = "Her click pulls the film towards Mira"
-    ax, plot = funny_scary_plane(title, low=(-0.1, -0.1), high=(1.15, 1.15), unit=200)
+    zoom = {"low": (-0.1, -0.1), "high": (1.15, 1.15), "unit": 200}
+    ax, plot = funny_scary_plane("Her click pulls the film towards Mira", **zoom)
     before = book.film_table[book.film_id]
     after = before - STEP_RATE * book.gradients[1][book.film_id]
     likes = book.vectors[NAMES.index("liked")].tolist()
@@ -431,8 +408,8 @@ def step(book):
     arrow(plot, (0, 0), before.tolist(), COLOURS["both"], width=2.8)
     arrow(plot, before.tolist(), after.tolist(), COLOURS["interaction"], width=2.8)
     texts = [f"{name}\n{vector(x)}" for name, x in [(book.film, before), ("after a step", after)]]
-    beside(plot, before.tolist(), texts[0], (10, -14), ha="left", weight="bold")
-    beside(plot, after.tolist(), texts[1], (-12, 4), ha="right", weight="bold")
+    beside(plot, before.tolist(), texts[0], (36, -24), weight="bold")
+    beside(plot, after.tolist(), texts[1], (-15, 5), ha="right", weight="bold")
     label(ax, 164, 12, "a little more up than right, because it's evening")
     return ax
 
@@ -444,19 +421,16 @@ def auc(book):
     wrong = [(click, other) for click in clicks for other in others if click < other]
     pairs = len(clicks) * len(others)
     right = pairs - len(wrong)
-    title = f"{right} of {pairs} pairs in the right order: AUC {right / pairs:.2f}"
-    ax = canvas(413, 158, title)
+    ax = canvas(413, 158, f"{right} of {pairs} pairs in the right order: AUC {right / pairs:.2f}")
     left, length, line, up, down = 68, 320, 76, 100, 52
     axis = panel(ax, left, line, length, 1, xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
     axis.spines["left"].set_visible(False)
     label(ax, left + 0.87 * length, line - 10, "prediction")
-    colour = COLOURS["interaction"]
-    rows = [(up, 15, "click", clicks, colour), (down, -15, "no click", others, "white")]
-    for y, shift, name, values, fill in rows:
+    rows = [(up, 15, "click", clicks), (down, -15, "no click", others)]
+    for y, shift, name, values in rows:
         label(ax, 56, y, name, TEXT, ha="right")
         for value in values:
-            ring = {"facecolor": fill, "edgecolor": colour, "linewidth": 2, "zorder": 3}
-            ax.add_patch(Circle((left + length * value, y), 6, **ring))
+            dot(ax, left + length * value, y, filled=name == "click")
             label(ax, left + length * value, y + shift, number(value))
     for click, other in wrong:
         start, end = (left + length * click, up), (left + length * other, down)
@@ -493,7 +467,7 @@ def butterfly(book):
     grid = [[(sender, receiver) for receiver in range(4)] for sender in range(4)]
     halves = [(48, "before", "own tables, all examples", grid)]
     halves += [(240, "after", "all tables, own examples", book.butterfly(grid))]
-    width, height = 38, 28
+    width, height, shades = 38, 28, [0.08, 0.36, 0.68, 1]
     for left, when, content, blocks in halves:
         middle = left + 2 * width
         label(ax, middle, 174, when, TEXT, weight="bold")
@@ -502,8 +476,7 @@ def butterfly(book):
             y = 136 - height * rank
             for place, (sender, receiver) in enumerate(row_of_blocks):
                 x, text = left + width * (place + 0.5), f"{sender}→{receiver}"
-                strength = [0.08, 0.36, 0.68, 1][sender]
-                box(ax, x, y, width, height, text, "embedding", strength=strength)
+                box(ax, x, y, width, height, text, "embedding", strength=shades[sender])
     for rank in range(4):
         label(ax, 42, 136 - height * rank, f"rank {rank}", ha="right")
     arrow(ax, (206, 94), (234, 94), width=2)
@@ -518,11 +491,9 @@ FIGURES += [curves, gradient, sizes, funnel, step, auc, split, butterfly]
 def draw_all(book, folder):
     """Write every figure into `folder`, as NAME.svg."""
     example = worked_example(book)
-    # No date and no version in the file: the same drawing has the same bytes.
-    metadata = {"Date": None, "Creator": None}
     with matplotlib.rc_context(SVG):
         for draw in FIGURES:
-            draw(example).figure.savefig(Path(folder) / f"{draw.__name__}.svg", metadata=metadata)
+            save(draw(example), Path(folder) / f"{draw.__name__}.svg")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ All lengths are in points, like the type sizes.
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 
 TEXT, SMALL = 11, 9  # the two type sizes
 INK, FAINT = "#1a202c", "#cbd5e0"
@@ -19,9 +19,15 @@ COLOURS = {  # as the notebook types them for its plots; a test compares
     "horror": "#6b46c1",
     "both": "#d53f8c",
 }
+PATCH = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # behind text
+GUIDE = {"color": COLOURS["other"], "linewidth": 1, "linestyle": ":"}
+MARK = {"marker": "o", "color": COLOURS["both"], "zorder": 3, "clip_on": False}
 # How much of its colour a filled box takes. The fills also differ in lightness, so that they can
 # be told apart in black and white.
 STRENGTH = {"other": 0.08, "dense": 0.22, "embedding": 0.55, "interaction": 0.60}
+# Text as paths looks the same without the font; a fixed salt makes the ids in a file the same in
+# every run.
+SVG = {"svg.fonttype": "path", "svg.hashsalt": "DLRM", "font.family": "DejaVu Sans"}
 
 
 def number(value):
@@ -46,6 +52,11 @@ def vector(values, form=hundredths):
 def several(word, bag, between=", "):
     """'id 3' or 'ids 1, 2'."""
     return f"{word}{'s' * (len(bag) != 1)} {between.join(map(str, bag))}"
+
+
+def widths(mlp):
+    """The widths of an MLP's layers; every other layer is a ReLU, which changes no width."""
+    return " → ".join(map(str, [mlp[0].in_features, *(layer.out_features for layer in mlp[::2])]))
 
 
 def canvas(width, height, title):
@@ -133,6 +144,20 @@ def dashed_box(ax, x, y, width, height, text, size=SMALL):
     label(ax, x, y, text, size)
 
 
+def trapezoid(ax, left, right, y, left_height, right_height, kind):
+    """A funnel that lies on its side."""
+    heights = np.array([left_height, right_height, -right_height, -left_height])
+    corners = np.column_stack([[left, right, right, left], y + heights / 2])
+    ax.add_patch(Polygon(corners, facecolor=tint(kind, 0.15), edgecolor="none"))
+
+
+def dot(ax, x, y, filled):
+    """One impression: filled, if it was clicked."""
+    colour = COLOURS["interaction"]
+    fill = colour if filled else "white"
+    ax.add_patch(Circle((x, y), 6, facecolor=fill, edgecolor=colour, linewidth=2, zorder=3))
+
+
 def arrow(ax, start, end, colour=COLOURS["other"], path="arc3", width=1.2):
     """A straight arrow, or one along another of matplotlib's paths."""
     head = 0.2 + 0.02 * width
@@ -182,8 +207,7 @@ def connection(ax, start, end, weight, share):
     ends = zip(start, end, strict=True)
     ax.plot(*ends, color=COLOURS["dense"], linewidth=1.6, zorder=1.5)
     x, y = ((1 - share) * a + share * b for a, b in zip(start, end, strict=True))
-    patch = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-    label(ax, x, y, number(weight), bbox=patch, zorder=2)
+    label(ax, x, y, number(weight), bbox=PATCH, zorder=2)
 
 
 def circle(ax, x, y, text, kind):
@@ -191,3 +215,8 @@ def circle(ax, x, y, text, kind):
     style = {"facecolor": tint(kind, STRENGTH[kind]), "edgecolor": COLOURS[kind], "zorder": 3}
     ax.add_patch(Circle((x, y), 20, **style))
     label(ax, x, y, text, TEXT, zorder=4)
+
+
+def save(ax, path):
+    """Write a drawing as SVG, without date and version: the same drawing has the same bytes."""
+    ax.figure.savefig(path, metadata={"Date": None, "Creator": None})
