@@ -1,6 +1,5 @@
 """The companion of DLRM.ipynb: it turns tables of ids and numbers into model input.
 
-    python dlrm_utils.py toy data/toy.txt --rows 200000
     python dlrm_utils.py preprocess data/toy.txt data/toy
 
 Shapes: B rows in a batch, N rows in a file, nnz ids in a batch (all bags together).
@@ -20,13 +19,11 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import time
 import types
 import warnings
-import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -343,12 +340,7 @@ def _refuse(values, what):
         raise ValueError(f"column {values.name!r}, row {row!r}: {value!r} is {what}")
 
 
-# ---- Toy clicks with a planted truth -------------------------------------------------------------
-# logit = bias + dense weights · z + sum of category effects
-#         + sum over pairs (j, k) of interacting fields of sign[j, k] · <vector_j, vector_k>
-# where z is log(1 + max(x, 0)) of each integer, standardised. Field 0 of the interacting ones is
-# the dense part, the others are five categorical columns. A category is known by its rank, 0 the
-# most frequent of its column; effects and vectors shrink with 1 / (1 + rank / 10): a quiet tail.
+# ---- Criteo's columns ----------------------------------------------------------------------------
 
 NUM_DENSE, NUM_TABLES = 13, 26
 INTEGERS = [f"I{k + 1}" for k in range(NUM_DENSE)]
@@ -362,107 +354,9 @@ CRITEO_KAGGLE_TABLE_SIZES = [
 # fmt: on
 
 
-class ToyTruth:
-    """What the data would tell a perfect reader; `signal=False` leaves only the base rate."""
-
-    def __init__(self, seed=0, signal=True):
-        from scipy.optimize import brentq  # here, as the import takes most of a second
-
-        rng = np.random.default_rng([seed, 0])
-        self.signal = signal
-        self.log_mean = rng.uniform(0.5, 3.0, NUM_DENSE)
-        self.log_std = rng.uniform(0.8, 1.6, NUM_DENSE)
-        shares = [0, 0, 0.01, 0.04, 0.04, 0.05, 0.2, 0.2, 0.22, 0.22, 0.45, 0.45, 0.75]
-        self.dense_missing = rng.permutation(shares)
-        shares = [0] * 15 + [0.03] * 5 + [0.12, 0.35, 0.44, 0.44, 0.5, 0.76]
-        self.sparse_missing = rng.permutation(shares)
-        self.dense_weights = rng.normal(0, 0.25, NUM_DENSE)
-        self.dense_projection = rng.normal(0, NUM_DENSE**-0.5, (NUM_DENSE, 2))
-        self.effects = rng.normal(0, 0.35, (NUM_TABLES, 1024))  # ranks share them, modulo 1024
-        self.vectors = rng.normal(0, 0.8, (NUM_TABLES, 1024, 2))
-        sizes = np.array(CRITEO_KAGGLE_TABLE_SIZES)
-        middling = np.flatnonzero((sizes >= 10) & (sizes <= 6000) & (self.sparse_missing < 0.2))
-        self.fields = np.sort(rng.permutation(middling)[:5])
-        signs = np.triu(rng.choice([-1.0, 1.0], (6, 6)), 1)
-        self.signs = signs + signs.T  # (6, 6), zero diagonal
-        self.bias = 0.0
-        logits = self.logit(*self.draw(np.random.default_rng([seed, 1]), 100_000))
-        self.bias = brentq(lambda bias: _sigmoid(logits + bias).mean() - 0.256, -20, 20)
-
-    def draw(self, rng, rows):
-        """Integers (rows, 13) int32 and category ranks (rows, 26) int64, -1 missing."""
-        counts = np.expm1(rng.normal(self.log_mean, self.log_std, (rows, NUM_DENSE)))
-        dense = np.clip(counts, -1, 2**31 - 1).astype(np.int32)
-        dense[:, 1] -= 2  # Criteo's I2 goes below zero, too
-        dense[rng.random(dense.shape) < self.dense_missing] = MISSING
-        ranks = np.stack([_long_tail(rng, n, rows) for n in CRITEO_KAGGLE_TABLE_SIZES], axis=1)
-        ranks[rng.random(ranks.shape) < self.sparse_missing] = -1
-        return dense, ranks
-
-    def logit(self, dense, ranks):
-        """True log-odds of a click, (rows,)."""
-        z = np.where(dense == MISSING, 0, (_log_counts(dense) - self.log_mean) / self.log_std)
-        z = np.clip(z, -3, 3)
-        places, loudness = ranks % 1024, 1 / (1 + np.maximum(ranks, 0) / 10)
-        effects = self.effects[np.arange(NUM_TABLES), places] * loudness  # (rows, 26)
-        names = self.vectors[self.fields, places[:, self.fields]] * loudness[:, self.fields, None]
-        vectors = np.concatenate([(z @ self.dense_projection)[:, None], names], axis=1)
-        pairs = np.einsum("bjd,jk,bkd->b", vectors, self.signs, vectors, optimize=True) / 2
-        return self.bias + self.signal * (z @ self.dense_weights + effects.sum(1) + pairs)
-
-
-def toy_codes(ranks):
-    """The 32-bit numbers (rows, 26) of categories in the file, no two of a column the same."""
-    return ((ranks + 1) * 2654435761 + np.arange(NUM_TABLES) * 2246822507) & 0xFFFFFFFF
-
-
-# Ranks 0 to size - 1 with probability falling as (rank + 1) ** -1.2, (rows,) int64.
-def _long_tail(rng, size, rows):
-    tail = (((size + 1) ** (1 - 1.2) - 1) * rng.random(rows) + 1) ** (1 / (1 - 1.2))
-    return tail.astype(np.int64) - 1
-
-
 # log(1 + max(x, 0)), a missing integer as 0.
 def _log_counts(dense):
     return np.log1p(np.maximum(dense, 0).astype(np.float32))
-
-
-def _sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def write_toy_criteo(path, rows, seed=0, signal=True):
-    """Write toy clicks in Criteo's raw format; the true click probabilities, (rows,) float64."""
-    # The same seed writes the same rows, and a longer file starts with the shorter one.
-    if rows < 1:
-        raise ValueError(f"rows is {rows}; a file has at least one row")
-    truth, starts, probabilities = ToyTruth(seed, signal), range(0, rows, TOY_CHUNK), []
-    chunks = _in_order(lambda start: _toy_lines(truth, seed, start, rows), starts, os.cpu_count())
-    bar = {"desc": "writing toy clicks", "total": len(starts), "unit_scale": TOY_CHUNK}
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
-        for text, probability in progress(chunks, unit=" rows", **bar):
-            file.write(text)
-            probabilities.append(probability)
-    return np.concatenate(probabilities)
-
-
-TOY_CHUNK = 20_000  # rows drawn together: another number would give other rows
-FOUR_HEX_DIGITS = pl.Series([f"{number:04x}" for number in range(1 << 16)])
-
-
-# The text of at most TOY_CHUNK rows from start on, as bytes, and their click probabilities.
-def _toy_lines(truth, seed, start, rows):
-    rng, kept = np.random.default_rng([seed, 2, start // TOY_CHUNK]), min(TOY_CHUNK, rows - start)
-    dense, ranks = truth.draw(rng, TOY_CHUNK)
-    probability = _sigmoid(truth.logit(dense, ranks))
-    columns = {"label": (rng.random(TOY_CHUNK) < probability).astype(np.uint8)}
-    columns |= zip(INTEGERS, dense.T, strict=True)
-    for name, rank, code in zip(CATEGORIES, ranks.T, toy_codes(ranks).T, strict=True):
-        high, low = divmod(code, 1 << 16)
-        digits = FOUR_HEX_DIGITS.gather(high) + FOUR_HEX_DIGITS.gather(low)
-        columns[name] = digits.set(pl.Series(rank < 0), None)
-    frame = pl.DataFrame(columns)[:kept].with_columns(pl.col(INTEGERS).replace(MISSING, None))
-    return frame.write_csv(include_header=False, separator="\t").encode(), probability[:kept]
 
 
 # ---- Criteo: a folder of memory-mapped arrays ----------------------------------------------------
@@ -818,55 +712,6 @@ def _save(path, dtype, shape, pieces):
             file.write(np.ascontiguousarray(piece, dtype).data)
 
 
-# ---- MovieLens-100K ------------------------------------------------------------------------------
-# The ratings lie as text in a wheel on the package registry; pip fetches it, nothing installs it.
-
-MOVIELENS_WHEEL = "recbole-1.2.1-py3-none-any.whl"
-MOVIELENS_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-
-
-def fetch_movielens(folder="data"):
-    """MovieLens-100K: 100,000 ratings of 1,682 films by 943 people, one row a rating, by time.
-
-    user_id, item_id, rating (1 to 5), timestamp, age, gender, occupation, zip_code, title, genres
-    (a list), release_year. pip downloads it into folder at first use, or ConnectionError.
-    """
-    wheel, tables = Path(folder) / MOVIELENS_WHEEL, []
-    if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--quiet", "--dest", folder, "recbole==1.2.1"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ConnectionError(
-                f"MovieLens-100K needs a network once (data/README.md): {done.stderr}"
-            )
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != MOVIELENS_SHA256:
-        raise ValueError(f"{wheel} is not as published; delete it and call this again")
-    for name in ("inter", "user", "item"):
-        with zipfile.ZipFile(wheel).open(f"recbole/dataset_example/ml-100k/ml-100k.{name}") as file:
-            table = pd.read_csv(file, sep="\t", quoting=3)  # headers like user_id:token
-        tables.append(table.rename(columns=lambda header: header.split(":")[0]))
-    ratings, people, films = tables
-    films = films.rename(columns={"movie_title": "title", "class": "genres"})
-    films["genres"] = films["genres"].str.split(" ")
-    films["release_year"] = pd.to_numeric(films["release_year"], errors="coerce")
-    frame = ratings.astype({"timestamp": int, "rating": int}).merge(people).merge(films)
-    return frame.sort_values(["timestamp", "user_id", "item_id"], ignore_index=True)
-
-
-def toy_ratings(rows=12_000):
-    """Random ratings with the columns of `fetch_movielens`, for a machine without a network."""
-    rng = np.random.default_rng(0)
-    users = rng.integers(1, 50, rows) + np.arange(rows) // 80  # people come and go
-    items, stars = rng.integers(1, 300, rows), rng.integers(1, 6, rows)
-    frame = pd.DataFrame({"user_id": users, "item_id": items, "rating": stars})
-    frame["genres"] = [[["Comedy"], ["Horror"], ["Comedy", "Horror"]][item % 3] for item in items]
-    frame["title"] = "Film " + frame["item_id"].astype(str)
-    frame["age"], frame["gender"] = 18 + users % 50, np.where(users % 3, "M", "F")
-    frame["occupation"], frame["zip_code"], frame["release_year"] = "artist", "00000", 1990.0
-    return frame.assign(timestamp=range(rows))
-
-
 # ---- The notebook's own definitions --------------------------------------------------------------
 
 
@@ -905,17 +750,9 @@ def main(arguments=None):
     command.add_argument("processed", metavar="PROCESSED")
     command.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
     command.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
-    command = commands.add_parser("toy", help="write a toy file in the raw Criteo format")
-    command.add_argument("out", metavar="OUT")
-    command.add_argument("--rows", type=int, required=True)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--no-signal", action="store_true", help="labels are coin flips")
     o, start = parser.parse_args(arguments), time.perf_counter()
     try:
-        if o.command == "toy":
-            rows = len(write_toy_criteo(o.out, o.rows, o.seed, signal=not o.no_signal))
-        else:
-            rows = len(preprocess_criteo(o.raw, o.processed, o.min_count, o.max_table_rows))
+        rows = len(preprocess_criteo(o.raw, o.processed, o.min_count, o.max_table_rows))
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_utils.py {o.command}: {error}")
     seconds, status = time.perf_counter() - start, Path("/proc/self/status")

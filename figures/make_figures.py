@@ -1,269 +1,81 @@
 """Draw the teaching figures of DLRM.ipynb, as SVG files beside this program.
 
-Every name and number comes from the notebook's own hand-typed example, so no figure can disagree
-with the text. Lengths are in points, like the type sizes. Two runs write the same bytes.
+Every name and number comes from the notebook's own hand-typed example and its own model, so no
+figure can disagree with the text. Two runs write the same bytes.
 """
 
-import ast
-import json
-import re
-import subprocess
 import sys
 import textwrap
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+
+from shapes import (
+    COLOURS,
+    GUIDE,
+    INK,
+    MARK,
+    PATCH,
+    SVG,
+    TEXT,
+    arrow,
+    beside,
+    box,
+    bracket,
+    canvas,
+    cells,
+    circle,
+    connection,
+    dashed_arrow,
+    dashed_box,
+    dot,
+    funny_scary_plane,
+    hundredths,
+    label,
+    number,
+    panel,
+    rounded,
+    save,
+    several,
+    thousandths,
+    trapezoid,
+    vector,
+    widths,
+)
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import dlrm_utils  # noqa: E402
 
-TEXT, SMALL = 11, 9  # the two type sizes
-INK, FAINT = "#1a202c", "#cbd5e0"
-# How much of its colour a filled box takes. The fills also differ in lightness, so that they can
-# be told apart in black and white.
-STRENGTH = {"other": 0.08, "dense": 0.22, "embedding": 0.55, "interaction": 0.60}
-CRITEO_EXAMPLES = 45_840_617  # the labelled file, as section 10 counts it
-
-# Text as paths looks the same without the font; a fixed salt makes the ids in a file the same in
-# every run.
-SVG = {"svg.fonttype": "path", "svg.hashsalt": "DLRM", "font.family": "DejaVu Sans"}
-
-
-# ---- What the notebook says ----------------------------------------------------------------------
-
-
-def code_cells():
-    """The sources of the notebook's code cells, in order."""
-    notebook = json.loads((HERE.parent / "DLRM.ipynb").read_text(encoding="utf-8"))
-    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
-def typed_colours():
-    """The dictionary that the notebook assigns to COLOURS among its settings."""
-    for cell in code_cells():
-        for statement in ast.parse(cell).body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "COLOURS":
-                return ast.literal_eval(statement.value)
-    raise LookupError("DLRM.ipynb assigns nothing to COLOURS, the palette of every figure")
-
-
-def dense_meanings():
-    """What the dense numbers mean: the comment where the notebook types them."""
-    for cell in code_cells():
-        found = re.search(r"^dense_row = .*# dense: (.*)", cell, re.MULTILINE)
-        if found:
-            return found[1].split(", ")
-    raise LookupError("DLRM.ipynb has no comment '# dense: ..., ...' beside dense_row")
-
-
-COLOURS = typed_colours()
 NAMES = ["dense", "liked", "film", "hour"]  # of the four vectors, as in section 5
-
-
-def typed_model(book):
-    """The notebook's class with the weights that its Part I types."""
-    tables = [book.genre_table, book.film_table, book.hour_table]
-    bottom = [book.bottom_w1, book.bottom_b1, book.bottom_w2, book.bottom_b2]
-    top = [book.top_w1, book.top_b1, book.top_w2, book.top_b2]
-    hidden = [[len(bottom[1])], [len(top[1])]]
-    model = book.DLRM([len(table) for table in tables], tables[0].shape[1], *hidden, num_dense=2)
-    with torch.no_grad():
-        for parameter, numbers in zip(model.parameters(), tables + bottom + top, strict=True):
-            parameter.copy_(numbers)
-    return model
+DENSE_MEANINGS = ["films watched this week", "trailers skipped"]  # as section 1 says beside them
+STEP_RATE = 0.5  # of section 8's one step of learning
+CRITEO_EXAMPLES = 45_840_617  # the labelled file, as section 11 counts it
+FILM_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "both")]
+GENRE_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "other")]
 
 
 def worked_example(book):
-    """What the notebook types, and all that its own model makes of it, up to the probability."""
-    model = typed_model(book)
-    logs = book.her_dense[0]
-    logit = model(book.her_dense, book.her_indices, book.her_offsets)
-    click = torch.tensor([book.clicked])
-    torch.nn.functional.binary_cross_entropy_with_logits(logit, click).backward()
+    """What the notebook types, and what its model makes of it, up to the gradients."""
+    made = SimpleNamespace(**vars(book))
+    model, made.logs = book.hand_model, book.her_dense[0]
+    made.fields = [ids.tolist() for ids in book.her_indices]
     with torch.no_grad():
-        hidden_sums = model.bottom[0](logs)  # (3,), before their ReLU
+        made.hidden_sums = model.bottom[0](made.logs)  # (3,), before their ReLU
         bags = model.tables(book.her_indices, book.her_offsets)[0]  # (3, 2)
-        vectors = torch.cat([model.bottom(logs)[None], bags])  # (4, 2)
-    probability = torch.sigmoid(logit).item()
-    computed = {
-        "model": model,
-        "fields": [ids.tolist() for ids in book.her_indices],
-        "logs": logs,
-        "hidden_sums": hidden_sums,
-        "vectors": vectors,
-        "products": vectors @ vectors.T,  # (4, 4)
-        "kept": [divmod(place, len(vectors)) for place in model.kept.tolist()],  # (row, column)
-        "logit": logit.item(),
-        "probability": probability,
-        "loss_click": -np.log(probability),
-        "loss_no_click": -np.log(1 - probability),
-        "genre_gradient": model.tables[0].weight.grad.to_dense(),  # (4, 2)
-    }
-    return SimpleNamespace(**(vars(book) | computed))
-
-
-# ---- Numbers as text -----------------------------------------------------------------------------
-
-
-def signed(text):
-    """The text with a true minus sign, and without one before a zero."""
-    return re.sub(r"^-0(\.0*)?$", r"0\1", text).replace("-", "−")
-
-
-def number(value):
-    """A number as it was typed: 3 for 3.0."""
-    return signed(f"{value:g}")
-
-
-def thousandths(value):
-    """At most three decimals: 1.386, 0.5, 0."""
-    return signed(f"{value:.3f}".rstrip("0").rstrip("."))
-
-
-def hundredths(value):
-    """Two decimals, as in the boxes of the architecture."""
-    return signed(f"{value:.2f}")
-
-
-def vector(values, form=hundredths):
-    return "[" + ", ".join(map(form, values)) + "]"
-
-
-def several(word, bag, between=", "):
-    """'id 3' or 'ids 1, 2'."""
-    return f"{word}{'s' * (len(bag) != 1)} {between.join(map(str, bag))}"
-
-
-def widths(mlp):
-    """The widths of an MLP's layers; every other layer is a ReLU, which changes no width."""
-    return " → ".join(map(str, [mlp[0].in_features, *(layer.out_features for layer in mlp[::2])]))
-
-
-# ---- Drawing -------------------------------------------------------------------------------------
-
-
-def canvas(width, height, title):
-    """An empty white drawing under its title, in points.
-
-    Every width is that of the notebook's <img> over 1.55, so type is equally large in all figures.
-    """
-    figure = Figure(figsize=(width / 72, height / 72), facecolor="white")
-    ax = figure.add_axes([0, 0, 1, 1])
-    ax.set(xlim=(0, width), ylim=(0, height))
-    ax.axis("off")
-    label(ax, 8, height - 13, title, TEXT, ha="left", weight="bold")
-    return ax
-
-
-def panel(ax, left, bottom, width, height, **settings):
-    """A plot within a drawing, its place given in points."""
-    plot = ax.inset_axes([left, bottom, width, height], transform=ax.transData)
-    plot.set(**settings)
-    plot.spines[["top", "right"]].set_visible(False)
-    plot.spines[["left", "bottom"]].set_color(COLOURS["other"])
-    plot.tick_params(color=COLOURS["other"], labelcolor=INK, labelsize=SMALL)
-    for axis in (plot.xaxis, plot.yaxis):
-        axis.set_major_formatter(lambda value, _: number(value))
-    return plot
-
-
-def label(ax, x, y, text, size=SMALL, above=False, **options):
-    """Lines of text centred on (x, y), or, if `above`, with the last line at y."""
-    lines = str(text).split("\n")
-    top = y + 1.2 * size * (len(lines) - 1) * (1 if above else 0.5)
-    options = {"size": size, "color": INK, "ha": "center", **options}
-    for i, line in enumerate(lines):
-        # Set on baselines: matplotlib's centring lifts a word with a "p" above its neighbours.
-        ax.text(x, top - 1.2 * size * i - 0.36 * size, line, **options)
-
-
-def beside(plot, point, text, shift=(0, 0), **options):
-    """Text in a plot, its place given by a point of the plot and a shift in points."""
-    options = {"size": SMALL, "color": INK, "ha": "center", "va": "center", **options}
-    plot.annotate(text, point, shift, textcoords="offset points", **options)
-
-
-def tint(kind, strength):
-    """A colour thinned with white."""
-    return [1 - strength * (1 - part) for part in to_rgb(COLOURS[kind])]
-
-
-def frame(ax, x, y, width, height, text, note, shape, **style):
-    """A box centred on (x, y), with a small note below its text."""
-    corner = (x - width / 2, y - height / 2)
-    # Thick outlines lie over thin ones.
-    style = {"zorder": style["linewidth"], **style}
-    ax.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **style))
-    label(ax, x, y + (7 if note else 0), text, TEXT)
-    label(ax, x, y - 8, note)
-
-
-def box(ax, x, y, width, height, text, kind, note="", strength=None, line=None):
-    """A value: filled, with corners."""
-    line = line or (0.6 if kind == "other" else 1.0)
-    fill = tint(kind, STRENGTH[kind] if strength is None else strength)
-    style = {"facecolor": fill, "edgecolor": COLOURS[kind], "linewidth": line}
-    frame(ax, x, y, width, height, text, note, "square,pad=0", **style)
-
-
-def step(ax, x, y, width, height, text, kind, note=""):
-    """A step of computing: white and round."""
-    style = {"facecolor": "white", "edgecolor": COLOURS[kind], "linewidth": 1.6}
-    frame(ax, x, y, width, height, text, note, "round,pad=0,rounding_size=7", **style)
-
-
-def cells(ax, left, y, width, height, texts, kinds, notes=None, strength=None):
-    """Values side by side, the first one's left edge at `left`."""
-    notes = notes or [""] * len(kinds)
-    for i, (text, kind, note) in enumerate(zip(texts, kinds, notes, strict=True)):
-        box(ax, left + (i + 0.5) * width, y, width, height, text, kind, note, strength)
-
-
-def dashed_box(ax, x, y, width, height, text, size=SMALL):
-    """The outline of something empty."""
-    corner = (x - width / 2, y - height / 2)
-    style = {"fill": False, "edgecolor": COLOURS["other"], "linestyle": (0, (3, 3))}
-    ax.add_patch(Rectangle(corner, width, height, **style))
-    label(ax, x, y, text, size)
-
-
-def arrow(ax, start, end, colour=COLOURS["other"], path="arc3", width=1.2):
-    head = 0.2 + 0.02 * width
-    props = {
-        "arrowstyle": f"-|>,head_width={head},head_length={2 * head}",
-        "connectionstyle": path,
-        "color": colour,
-        "linewidth": width,
-        "shrinkA": 0,
-        "shrinkB": 0,
-        "mutation_scale": 10 + 2 * width,
-    }
-    ax.annotate("", end, start, arrowprops=props)
-
-
-def dashed_arrow(ax, start, end, colour):
-    """An arrow with a dashed shaft and a whole head."""
-    start, end = np.array(start), np.array(end)
-    ax.plot(*zip(start, end - 0.03 * (end - start), strict=True), color=colour, dashes=(3, 2))
-    arrow(ax, start + 0.95 * (end - start), end, colour)
-
-
-def bracket(ax, left, right, y):
-    """A horizontal bracket, open below."""
-    ys = [y - 4, y, y, y - 4]
-    ax.plot([left, left, right, right], ys, color=COLOURS["other"], linewidth=1)
-
-
-# ---- Section 1: one impression, and the whole model ----------------------------------------------
+        made.vectors = torch.cat([model.bottom(made.logs)[None], bags])  # (4, 2)
+    made.products = made.vectors @ made.vectors.T  # (4, 4)
+    made.kept = [divmod(place, 4) for place in model.kept.tolist()]  # row and column
+    logit = model(book.her_dense, book.her_indices, book.her_offsets)
+    loss = torch.nn.BCEWithLogitsLoss()(logit, torch.tensor([book.clicked]))
+    tables = [table.weight for table in model.tables]
+    made.gradients = [slope.to_dense() for slope in torch.autograd.grad(loss, tables)]
+    made.logit, made.probability = logit.item(), torch.sigmoid(logit).item()
+    made.loss_click, made.loss_no_click = loss.item(), -np.log(1 - made.probability)
+    return made
 
 
 def architecture(book):
@@ -276,16 +88,16 @@ def architecture(book):
     arrow(ax, (columns[0], 204), (columns[0], 290))  # past the dot products ...
     arrow(ax, (columns[0], 246), (108, 246))  # ... and into them
     counts = f"{len(book.vectors)} vectors → {len(book.kept)} products"
-    step(ax, 282, 246, 348, 36, "dot products of all pairs", "interaction", counts)
+    rounded(ax, 282, 246, 348, 36, "dot products of all pairs", "interaction", counts)
     arrow(ax, (282, 264), (282, 290))
-    dense = map(hundredths, book.vectors[0])
-    cells(ax, 8, 309, 46, 38, dense, ["dense"] * 2, ["dense[0]", "dense[1]"])
+    notes = ["dense[0]", "dense[1]"]
+    cells(ax, 8, 309, 46, 38, map(hundredths, book.vectors[0]), ["dense"] * 2, notes)
     pairs = [hundredths(book.products[pair]) for pair in book.kept]
     notes = [f"{NAMES[j]}·{NAMES[k]}" for j, k in book.kept]
     cells(ax, 108, 309, 58, 38, pairs, ["interaction"] * 6, notes)
     bracket(ax, 8, 456, 336)
-    label(ax, top + 8, 348, f"concatenated: {book.model.top[0].in_features} numbers", ha="left")
-    step(ax, top, 378, 124, 36, "top MLP", "other", widths(book.model.top))
+    label(ax, top + 8, 348, f"concatenated: {book.top_w1.shape[1]} numbers", ha="left")
+    rounded(ax, top, 378, 124, 36, "top MLP", "other", widths(book.hand_model.top))
     box(ax, top, 424, 124, 24, f"logit {book.logit:.3f}", "other")
     label(ax, top + 8, 446, "sigmoid", ha="left")
     box(ax, top, 468, 124, 24, f"probability {book.probability:.2f}", "other", line=1.6)
@@ -297,35 +109,33 @@ def architecture(book):
 def towers(ax, book, columns, width):
     """The architecture's lower half: numbers and names become four vectors, one a column."""
     inputs = [vector(book.dense_row, number), ", ".join(book.liked), book.film, book.hour]
-    for x, name, value, made in zip(columns, NAMES, inputs, book.vectors, strict=True):
+    for x, name, value, made in zip(columns, NAMES, inputs, book.vectors):
         kind = "dense" if name == "dense" else "embedding"
         label(ax, x, 11, "dense numbers" if name == "dense" else f"sparse: {name}")
         box(ax, x, 32, width, 24, value, kind)
         box(ax, x, 192, width, 24, vector(made), kind)
         for low, high in [(44, 64), (100, 120), (156, 180)]:
             arrow(ax, (x, low), (x, high))
-    step(ax, columns[0], 82, width, 36, "log(1 + x)", "dense", vector(book.logs))
-    step(ax, columns[0], 138, width, 36, "bottom MLP", "dense", widths(book.model.bottom))
-    tables = zip(columns[1:], book.fields, ["genre", *NAMES[2:]], book.model.tables, strict=True)
-    for x, bag, name, table in tables:
+    rounded(ax, columns[0], 82, width, 36, "log(1 + x)", "dense", vector(book.logs))
+    rounded(ax, columns[0], 138, width, 36, "bottom MLP", "dense", widths(book.hand_model.bottom))
+    names = ["genre", *NAMES[2:]]
+    for x, bag, name, table in zip(columns[1:], book.fields, names, book.hand_model.tables):
         box(ax, x, 82, width, 36, several("id", bag), "embedding", f"bag of {len(bag)}")
         shape = f"embedding, {table.num_embeddings} × {table.embedding_dim}"
-        step(ax, x, 138, width, 36, f"{name} table", "embedding", shape)
+        rounded(ax, x, 138, width, 36, f"{name} table", "embedding", shape)
         label(ax, x + 8, 167, several("row", bag, " + "), ha="left")
 
 
 def row(book):
     """One impression: dense numbers, sparse names with their ids, and the label."""
-    ax = canvas(400, 152, "An impression is a few numbers and a few names")
-    y = 42
-    heads = [*(textwrap.fill(meaning, 9) for meaning in dense_meanings()), *NAMES[1:], "click"]
-    film = book.film.replace(" ", "\n")
-    sparse = ["\n".join(book.liked), film, book.hour]
+    ax, y = canvas(400, 152, "An impression is a few numbers and a few names"), 42
+    heads = [*(textwrap.fill(meaning, 9) for meaning in DENSE_MEANINGS), *NAMES[1:], "click"]
+    sparse = ["\n".join(book.liked), book.film.replace(" ", "\n"), book.hour]
     texts = [*map(number, book.dense_row), *sparse, number(book.clicked)]
     notes = ["", "", *(several("id", bag) for bag in book.fields), ""]
     places = [(37, 54), (91, 54), (167, 62), (229, 62), (291, 62), (365, 50)]
     kinds = ["dense"] * 2 + ["embedding"] * 3 + ["other"]
-    for (x, width), kind, head, text, note in zip(places, kinds, heads, texts, notes, strict=True):
+    for (x, width), kind, head, text, note in zip(places, kinds, heads, texts, notes):
         label(ax, x, y + 27, head, above=True)
         box(ax, x, y, width, 36, text, kind)
         label(ax, x, y - 28, note)
@@ -335,35 +145,15 @@ def row(book):
     return ax
 
 
-# ---- Section 2: vectors --------------------------------------------------------------------------
-
-
-def funny_scary_plane(title, caption_height):
-    """A drawing and in it the axes of both pictures of the plane, 125 points a unit both ways."""
-    ax = canvas(297, 304 + caption_height, title)
-    ticks = [-0.5, 0, 0.5, 1]
-    settings = {"xlim": (-0.75, 1.3), "ylim": (-0.7, 1.2), "xticks": ticks, "yticks": ticks}
-    plot = panel(ax, 36, caption_height + 26, 256.25, 237.5, **settings)
-    label(ax, 164, caption_height + 3, "funny", TEXT)
-    label(ax, 8, caption_height + 271, "scary", TEXT, ha="left")
-    for line in (plot.axhline, plot.axvline):
-        line(0, color=FAINT, linewidth=0.8, zorder=0)
-    return ax, plot
-
-
-FILM_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "both")]
-GENRE_COLOURS = [COLOURS[kind] for kind in ("comedy", "horror", "other")]
-
-
 def plane(book):
     """Films and genres as arrows on the (funny, scary) plane."""
-    ax, plot = funny_scary_plane("Comedies point right, horror points up", 32)
-    films = zip(book.film_names[1:], book.film_table[1:].tolist(), FILM_COLOURS, strict=True)
-    for (name, end, colour), shift in zip(films, [(4, -10), (-6, 9), (0, 9)], strict=True):
+    ax, plot = funny_scary_plane("Comedies point right, horror points up")
+    films = zip(book.film_names[1:], book.film_table[1:].tolist(), FILM_COLOURS)
+    for (name, end, colour), shift in zip(films, [(4, -10), (-6, 9), (0, 9)]):
         arrow(plot, (0, 0), end, colour, width=2.8)
         beside(plot, end, name, shift, weight="bold")
-    genres = zip(book.genre_names[1:], book.genre_table[1:].tolist(), GENRE_COLOURS, strict=True)
-    for (name, end, colour), shift in zip(genres, [(6, 9), (0, 9), (-4, -9)], strict=True):
+    genres = zip(book.genre_names[1:], book.genre_table[1:].tolist(), GENRE_COLOURS)
+    for (name, end, colour), shift in zip(genres, [(6, 9), (22, -3), (-4, -9)]):
         dashed_arrow(plot, (0, 0), end, colour)
         beside(plot, end, name, shift)
     arrow(ax, (92, 12), (122, 12), INK, width=2.8)
@@ -392,30 +182,25 @@ def lookup(book):
     label(ax, 273, middle, "=", TEXT)
     start, end = (18 + 20 * book.film_id, middle - height / 2), (103, middle - 1.5 * height)
     arrow(ax, start, end, COLOURS["embedding"], "angle,angleA=-90,angleB=0,rad=0")
-    names, width = book.film_table.shape
-    headings = [(48, "one-hot", f"({names},)"), (227, "film table", f"({names}, {width})")]
-    for x, heading, shape in [*headings, (319, f"row {book.film_id}", f"({width},)")]:
+    headings = [(48, "one-hot", "(4,)"), (227, "film table", "(4, 2)")]
+    for x, heading, shape in [*headings, (319, f"row {book.film_id}", "(2,)")]:
         label(ax, x, 135, heading, TEXT, weight="bold")
         label(ax, x, 11, shape)
     return ax
-
-
-# ---- Section 3: bags -----------------------------------------------------------------------------
 
 
 def offsets(book):
     """Ragged bags, laid flat as indices; offsets point at where each bag starts."""
     ax = canvas(400, 186, "Offsets say where each bag starts")
     width, left, flow = 46, 52, 250  # `left` and `flow`: where bags and indices begin
-    strengths = [0.75, None, 0.22]
-    starts = book.offsets.tolist()
+    strengths, starts = [0.75, None, 0.22], book.offsets.tolist()
     label(ax, 219, 142, "place")
     label(ax, 219, 116, "indices", TEXT, weight="bold")
     label(ax, 219, 36, "offsets", TEXT, weight="bold")
     arrow(ax, (154, 78), (186, 78))
     for place in range(len(book.indices)):
         label(ax, flow + width * (place + 0.5), 142, place)
-    for b, (bag, start, strength) in enumerate(zip(book.bags, starts, strengths, strict=True)):
+    for b, (bag, start, strength) in enumerate(zip(book.bags, starts, strengths)):
         y, x = 120 - 42 * b, flow + width * (b + 0.5)
         label(ax, 28, y, f"bag {b}", TEXT)
         label(ax, x, 14, f"bag {b}")
@@ -428,74 +213,52 @@ def offsets(book):
         else:
             dashed_box(ax, left + width / 2, y, width, 34, "empty")
             dashed_box(ax, x, 36, width, 24, start, TEXT)
-        arrow(ax, (x, 48), (flow + width * start + 3 * (b - 1), 98))
+        arrow(ax, (x, 48), (flow + width * start + 4 + 6 * (b == 2), 103))  # the left corner
     return ax
-
-
-# ---- Section 4: the bottom MLP -------------------------------------------------------------------
 
 
 def bottom_mlp(book):
     """The 2-3-2 network: numbers on its units, weights on its lines."""
     ax = canvas(361, 236, "Two numbers become one more vector")
-    hidden = torch.relu(book.hidden_sums)
-    layers = [book.logs, hidden, book.vectors[0]]
-    xs = [112, 210, 308]
+    layers = [book.logs, torch.relu(book.hidden_sums), book.vectors[0]]
+    xs, kinds = [112, 210, 308], ["dense", "other", "dense"]
     ys = [[149, 81], [182, 115, 48], [149, 81]]
-    weights = [book.bottom_w1, book.bottom_w2]
-    for layer, (table, share) in enumerate(zip(weights, (0.36, 0.33), strict=True)):
+    for layer, (table, share) in enumerate([(book.bottom_w1, 0.36), (book.bottom_w2, 0.33)]):
         for to, unit in enumerate(table.tolist()):
             for source, weight in enumerate(unit):
                 start, end = (xs[layer], ys[layer][source]), (xs[layer + 1], ys[layer + 1][to])
                 connection(ax, start, end, weight, share)
-    kinds = ["dense", "other", "dense"]
-    for x, places, values, kind in zip(xs, ys, layers, kinds, strict=True):
-        for y, value in zip(places, values, strict=True):
-            fill = tint(kind, STRENGTH[kind])
-            style = {"facecolor": fill, "edgecolor": COLOURS[kind], "zorder": 3}
-            ax.add_patch(Circle((x, y), 20, **style))
-            label(ax, x, y, thousandths(value), TEXT, zorder=4)
-    for y, bias, total in zip(ys[1], book.bottom_b1, book.hidden_sums, strict=True):
+    for x, places, values, kind in zip(xs, ys, layers, kinds):
+        for y, value in zip(places, values):
+            circle(ax, x, y, thousandths(value), kind)
+    for y, bias, total in zip(ys[1], book.bottom_b1, book.hidden_sums):
         if bias:
             label(ax, xs[1], y - 27, f"bias {number(bias)}")
         if total < 0:
             label(ax, xs[1], y - 39, f"ReLU: {thousandths(total)} → 0")
-    label(ax, xs[2], 47, "dense vector", TEXT)
-    for y, meaning, count in zip(ys[0], dense_meanings(), book.dense_row, strict=True):
-        text = f"{textwrap.fill(meaning, 9)}\nlog(1 + {number(count)})"
+    dashed_box(ax, xs[2], 115, 54, 122, "")  # both are one vector
+    label(ax, xs[2], 40, "dense vector", TEXT)
+    for y, meaning, value in zip(ys[0], DENSE_MEANINGS, book.dense_row):
+        text = f"{textwrap.fill(meaning, 9)}\nlog(1 + {number(value)})"
         label(ax, xs[0] - 25, y, text, ha="right")
     return ax
-
-
-def connection(ax, start, end, weight, share):
-    """A line between two units, none for a weight of 0; the weight stands at `share` of the way."""
-    if not weight:
-        return
-    ends = zip(start, end, strict=True)
-    ax.plot(*ends, color=COLOURS["dense"], linewidth=1.6, zorder=1.5)
-    x, y = ((1 - share) * a + share * b for a, b in zip(start, end, strict=True))
-    patch = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-    label(ax, x, y, number(weight), bbox=patch, zorder=2)
-
-
-# ---- Section 5: what goes with what --------------------------------------------------------------
 
 
 def additive(book):
     """What two fans click, and what a sum and a dot product can say about it."""
     ax = canvas(413, 160, "Sums can't say who likes what. Dot products can.")
     clicks = np.eye(2)  # each fan clicks the film of their genre, and only that
-    fans, films = np.indices((2, 2)).reshape(2, 4)
-    one_hots = np.hstack([np.eye(2)[fans], np.eye(2)[films]])  # (4, 2 fans + 2 films)
-    effects = np.linalg.lstsq(one_hots, clicks.ravel(), rcond=None)[0]
+    sums = clicks.mean(1, keepdims=True) + clicks.mean(0) - clicks.mean()  # the best effects
     products = book.genre_table[1:3] @ book.film_table[1:3].T
-    grids = [("what they click", clicks, "other"), ("additive model", one_hots @ effects, "other")]
+    grids = [("what they click", clicks, "other"), ("additive model", sums, "other")]
     grids += [("dot product", products.numpy(), "interaction")]
-    for left, (name, grid, kind) in zip((68, 184, 300), grids, strict=True):
+    for left, (name, grid, kind) in zip((68, 184, 300), grids):
         label(ax, left + 52, 12, name, TEXT, weight="bold")
         for place, value in enumerate(np.ravel(grid)):
             x, y = left + 26 + 52 * (place % 2), 88 - 38 * (place // 2)
-            box(ax, x, y, 52, 38, thousandths(value), kind, strength=0.7 * max(value, 0), line=1)
+            strength, hatch = 0.7 * max(value, 0), "//" * int(value < 0)  # negative: hatched
+            box(ax, x, y, 52, 38, "", kind, strength=strength, line=1, hatch=hatch)
+            label(ax, x, y, thousandths(value), TEXT, bbox=PATCH if hatch else None)
         for place, film in enumerate(book.film_names[1:3]):
             label(ax, left + 26 + 52 * place, 117, film)
     for place, genre in enumerate(book.genre_names[1:3]):
@@ -505,19 +268,18 @@ def additive(book):
 
 def plane_sum(book):
     """Comedy and horror, tip to tail, point at the horror-comedy."""
-    ax, plot = funny_scary_plane("Comedy + horror points at the horror-comedy", 32)
+    ax, plot = funny_scary_plane("Comedy + horror points at the horror-comedy")
     comedy, horror = book.genre_table[book.liked_ids].tolist()
     total = book.vectors[NAMES.index("liked")]
     dashed_arrow(plot, (0, 0), comedy, COLOURS["comedy"])
     dashed_arrow(plot, comedy, total.tolist(), COLOURS["horror"])
     arrow(plot, (0, 0), total.tolist(), INK)
     beside(plot, comedy, book.liked[0], (-24, -9))
-    beside(
-        plot, (comedy[0] + horror[0], comedy[1] + horror[1] / 2), book.liked[1], (4, 0), ha="left"
-    )
+    middle = np.add(comedy, np.array(horror) / 2)
+    beside(plot, middle, book.liked[1], (4, 0), ha="left")
     beside(plot, total.tolist(), " + ".join(book.liked), (0, 9))
     shifts = [(4, -16), (-4, 16), (-46, 2)]
-    films = zip(book.film_names[1:], book.film_table[1:], FILM_COLOURS, shifts, strict=True)
+    films = zip(book.film_names[1:], book.film_table[1:], FILM_COLOURS, shifts)
     for name, film, colour, shift in films:
         product = (total @ film).item()
         arrow(plot, (0, 0), film.tolist(), colour, width=2.8)
@@ -527,7 +289,7 @@ def plane_sum(book):
 
 
 def interactions(book):
-    """All dot products of the four vectors; the six below the diagonal are kept."""
+    """The dot products of the four vectors that are kept: each pair once."""
     ax = canvas(277, 210, "Film and genres go together best")
     width, height, left, top = 50, 38, 70, 160
     largest = max(book.products[pair] for pair in book.kept)
@@ -536,24 +298,13 @@ def interactions(book):
         label(ax, left + width * (j + 0.5), top + 12, name, TEXT)
         label(ax, 35, y + 7, name, TEXT)
         label(ax, 35, y - 8, vector(book.vectors[j]))
-        for k in range(len(NAMES)):
-            x = left + width * (k + 0.5)
+        cells(ax, left, y, width, height, [""] * 4, ["other"] * 4, strength=0)
+        for k in range(j):
             value = book.products[j, k]
-            if (j, k) in book.kept:
-                strength = 0.8 * (value / largest).item() ** 2  # squared: the largest jumps out
-                box(ax, x, y, width, height, hundredths(value), "interaction", "", strength, 2.2)
-            else:
-                text = "itself" if j == k else "same\nagain"
-                box(ax, x, y, width, height, "", "other")
-                label(ax, x, y, text, color=COLOURS["other"])
+            strength = 0.8 * (value / largest).item() ** 2  # squared: the largest jumps out
+            place = left + width * (k + 0.5), y, width, height
+            box(ax, *place, hundredths(value), "interaction", "", strength, line=2.2)
     return ax
-
-
-# ---- Section 6: sigmoid and log loss -------------------------------------------------------------
-
-
-GUIDE = {"color": COLOURS["other"], "linewidth": 1, "linestyle": ":"}
-MARK = {"marker": "o", "color": COLOURS["both"], "zorder": 3, "clip_on": False}
 
 
 def curves(book):
@@ -598,16 +349,12 @@ def loss_curves(ax, book):
     beside(plot, (chance, book.loss_no_click), f"{book.loss_no_click:.3f}", (-7, 6), ha="right")
 
 
-# ---- Section 7: the gradient ---------------------------------------------------------------------
-
-
 def gradient(book):
     """The genre table and the gradient of its rows: only those of her bag are lit."""
-    ax = canvas(271, 160, "Only looked-up rows get a gradient")
-    height = 24
+    ax, height = canvas(271, 160, "Only looked-up rows get a gradient"), 24
     for x, heading in [(124, "genre table"), (220, "gradient")]:
         label(ax, x, 122, heading, TEXT, weight="bold")
-    rows = zip(book.genre_names, book.genre_table, book.genre_gradient, strict=True)
+    rows = zip(book.genre_names, book.genre_table, book.gradients[0])
     for place, (name, vector_of_it, slope) in enumerate(rows):
         y = 96 - height * place
         lit = place in book.liked_ids
@@ -618,7 +365,53 @@ def gradient(book):
     return ax
 
 
-# ---- Section 9: AUC ------------------------------------------------------------------------------
+def sizes(book):
+    """The parameters of the paper's model as two areas: the tables, and all else."""
+    with torch.device("meta"):  # shapes without memory
+        kaggle = book.DLRM(dlrm_utils.CRITEO_KAGGLE_TABLE_SIZES, 16, [512, 256, 64], [512, 256])
+    in_tables = sum(table.weight.numel() for table in kaggle.tables)
+    others = sum(parameter.numel() for parameter in kaggle.parameters()) - in_tables
+    ax = canvas(361, 190, f"For each number in the MLPs, {in_tables / others:,.0f} in the tables")
+    width, height = 345, 130
+    small = (width * height * others / in_tables) ** 0.5
+    box(ax, 180.5, 99, width, height, f"{in_tables:,}", "embedding", "in the tables")
+    box(ax, 8 + small / 2, 16, small, small, "", "dense", strength=1)
+    label(ax, 20, 16, f"{others:,} in both MLPs", ha="left")
+    label(ax, 353, 16, "areas to scale", ha="right")
+    return ax
+
+
+def funnel(book):
+    """From millions of films to the ten that are shown."""
+    ax = canvas(361, 172, "First cut cheaply, then rank with care")
+    stages = [(40, 108, "millions"), (188, 58, "hundreds"), (321, 26, "ten")]
+    for x, height, name in stages:
+        box(ax, x, 88, 64, height, name, "other", strength=0.25)
+    jobs = [("retrieval", "popularity, or one\ndot product a film", "other")]
+    jobs += [("ranking", "DLRM scores\neach of them", "interaction")]
+    for (name, way, kind), (left, high, _), (right, low, _) in zip(jobs, stages, stages[1:]):
+        trapezoid(ax, left + 35, right - 35, 88, high, low, kind)
+        label(ax, (left + right) / 2, 88, name, TEXT, weight="bold")
+        label(ax, (left + right) / 2, 18, way)
+    return ax
+
+
+def step(book):
+    """One step of SGD on the plane: the film that she clicked moves towards what she likes."""
+    zoom = {"low": (-0.1, -0.1), "high": (1.15, 1.15), "unit": 200}
+    ax, plot = funny_scary_plane("Her click pulls the film towards Mira", **zoom)
+    before = book.film_table[book.film_id]
+    after = before - STEP_RATE * book.gradients[1][book.film_id]
+    likes = book.vectors[NAMES.index("liked")].tolist()
+    dashed_arrow(plot, (0, 0), likes, INK)
+    beside(plot, likes, "what Mira likes", (0, 9))
+    arrow(plot, (0, 0), before.tolist(), COLOURS["both"], width=2.8)
+    arrow(plot, before.tolist(), after.tolist(), COLOURS["interaction"], width=2.8)
+    texts = [f"{name}\n{vector(x)}" for name, x in [(book.film, before), ("after a step", after)]]
+    beside(plot, before.tolist(), texts[0], (36, -24), weight="bold")
+    beside(plot, after.tolist(), texts[1], (-15, 5), ha="right", weight="bold")
+    label(ax, 164, 12, "a little more up than right, because it's evening")
+    return ax
 
 
 def auc(book):
@@ -628,33 +421,23 @@ def auc(book):
     wrong = [(click, other) for click in clicks for other in others if click < other]
     pairs = len(clicks) * len(others)
     right = pairs - len(wrong)
-    title = f"{right} of {pairs} pairs in the right order: AUC {right / pairs:.2f}"
-    ax = canvas(413, 158, title)
+    ax = canvas(413, 158, f"{right} of {pairs} pairs in the right order: AUC {right / pairs:.2f}")
     left, length, line, up, down = 68, 320, 76, 100, 52
-    ax.plot([left, left + length], [line, line], color=COLOURS["other"], linewidth=1)
-    for tick in (0, 0.5, 1):
-        ax.plot(
-            [left + length * tick] * 2, [line - 3, line + 3], color=COLOURS["other"], linewidth=1
-        )
-        label(ax, left + length * tick, line - 10, number(tick))
+    axis = panel(ax, left, line, length, 1, xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
+    axis.spines["left"].set_visible(False)
     label(ax, left + 0.87 * length, line - 10, "prediction")
-    colour = COLOURS["interaction"]
-    rows = [(up, 15, "click", clicks, colour), (down, -15, "no click", others, "white")]
-    for y, shift, name, values, fill in rows:
+    rows = [(up, 15, "click", clicks), (down, -15, "no click", others)]
+    for y, shift, name, values in rows:
         label(ax, 56, y, name, TEXT, ha="right")
         for value in values:
-            ring = {"facecolor": fill, "edgecolor": colour, "linewidth": 2, "zorder": 3}
-            ax.add_patch(Circle((left + length * value, y), 6, **ring))
+            dot(ax, left + length * value, y, filled=name == "click")
             label(ax, left + length * value, y + shift, number(value))
     for click, other in wrong:
         start, end = (left + length * click, up), (left + length * other, down)
-        ax.plot(*zip(start, end, strict=True), color=INK, linewidth=2)
+        ax.plot(*zip(start, end), color=INK, linewidth=2)
         text = f"the wrong pair: no click at {number(other)}, click at {number(click)}"
         label(ax, left + length * (click + other) / 2, 14, text, weight="bold")
     return ax
-
-
-# ---- Section 10: the split -----------------------------------------------------------------------
 
 
 def split(book):
@@ -665,10 +448,9 @@ def split(book):
     middle = (start + end + 1) // 2
     left, block, y = 10, 380 / 7, 76
     train, edge = left + 6 * block, left + 6.5 * block
-    for place in range(6):
-        box(ax, left + (place + 0.5) * block, y, block, 32, "", "other", strength=0.25, line=1)
-    box(ax, (train + edge) / 2, y, block / 2, 32, "", "other", strength=1, line=1)
-    box(ax, edge + block / 4, y, block / 2, 32, "", "other", strength=0, line=1)
+    cells(ax, left, y, block, 32, [""] * 6, ["other"] * 6, strength=0.25)
+    cells(ax, train, y, block / 2, 32, [""], ["other"], strength=1)
+    cells(ax, edge, y, block / 2, 32, [""], ["other"], strength=0)
     bracket(ax, left, train - 2, 102)
     label(ax, (left + train) / 2, 112, f"train: {start:,}", TEXT, weight="bold")
     bracket(ax, train + 1, edge - 1, 102)
@@ -679,16 +461,13 @@ def split(book):
     return ax
 
 
-# ---- Appendix E: the butterfly shuffle -----------------------------------------------------------
-
-
 def butterfly(book):
     """What four ranks have before and after the shuffle; the shade is that of the tables' rank."""
     ax = canvas(400, 206, "The shuffle gives every rank all tables")
     grid = [[(sender, receiver) for receiver in range(4)] for sender in range(4)]
     halves = [(48, "before", "own tables, all examples", grid)]
     halves += [(240, "after", "all tables, own examples", book.butterfly(grid))]
-    width, height = 38, 28
+    width, height, shades = 38, 28, [0.08, 0.36, 0.68, 1]
     for left, when, content, blocks in halves:
         middle = left + 2 * width
         label(ax, middle, 174, when, TEXT, weight="bold")
@@ -697,16 +476,7 @@ def butterfly(book):
             y = 136 - height * rank
             for place, (sender, receiver) in enumerate(row_of_blocks):
                 x, text = left + width * (place + 0.5), f"{sender}→{receiver}"
-                box(
-                    ax,
-                    x,
-                    y,
-                    width,
-                    height,
-                    text,
-                    "embedding",
-                    strength=[0.08, 0.36, 0.68, 1][sender],
-                )
+                box(ax, x, y, width, height, text, "embedding", strength=shades[sender])
     for rank in range(4):
         label(ax, 42, 136 - height * rank, f"rank {rank}", ha="right")
     arrow(ax, (206, 94), (234, 94), width=2)
@@ -714,134 +484,16 @@ def butterfly(book):
     return ax
 
 
-# ---- Curves of the appendices: computed from assumptions, or measured ----------------------------
-
-
-def mlp_widths(width, bottom, top):
-    """All layer widths of both MLPs of a DLRM with 13 dense numbers and 26 tables."""
-    return [13, *bottom, width], [width + 351, *top, 1]
-
-
-def seconds_a_step(devices, width, bottom, top, samples=65_536, flop_rate=40e12, network=25e9):
-    """Seconds of one device in one step: computing, the shuffle both ways, the all-reduce, (3,).
-
-    A DLRM with 13 dense numbers and 26 tables; `bottom` and `top` are its hidden layers.
-    """
-    pairs = [pair for widths in mlp_widths(width, bottom, top) for pair in pairwise(widths)]
-    weights = sum(inputs * outputs for inputs, outputs in pairs)
-    biases = sum(outputs for _, outputs in pairs)
-    away = 1 - 1 / devices  # the share of what a device has that goes to others
-    compute = samples / devices * 6 * weights / flop_rate
-    shuffle = 2 * samples / devices * away * 26 * width * 4 / network
-    all_reduce = 2 * away * 4 * (weights + biases) / network
-    return np.array([compute, shuffle, all_reduce])
-
-
-def devices(book):
-    """What limits a step of MLPerf's DLRM on 1 to 4,096 devices."""
-    numbers = 2 ** np.arange(13)
-    layers = [512, 256], [1024, 1024, 512, 256]
-    milliseconds = 1000 * np.array([seconds_a_step(n, 128, *layers) for n in numbers])  # (13, 3)
-    crossing = numbers[np.argmax(milliseconds[:, 2] > milliseconds[:, :2].sum(1))]
-    table_gigabytes = 204_184_588 * 128 * 4 / 1e9
-    figure = Figure(figsize=(8.0, 4.0), layout="constrained")
-    ax = figure.subplots()
-    names = {
-        "computing": INK,
-        "shuffle": COLOURS["embedding"],
-        "all-reduce\nof the MLPs": COLOURS["dense"],
-    }
-    for (name, colour), line in zip(names.items(), milliseconds.T, strict=True):
-        told = line > 0  # one device sends nothing
-        ax.loglog(numbers[told], line[told], color=colour, linewidth=2)
-        ax.text(4700, line[-1], name, color=colour, va="center")
-    ax.axvline(crossing, color=INK, linewidth=0.8, linestyle=":")
-    mlps = sum(n * m + m for widths in mlp_widths(128, *layers) for n, m in pairwise(widths))
-    each = table_gigabytes / crossing
-    tables = f"tables: {table_gigabytes:.1f} GB, {each:.1f} GB on each of {crossing}"
-    memory = f"{tables}\nMLPs: {4 * mlps / 1e6:.1f} MB on each"
-    ax.text(1.15 * crossing, 9, memory)
-    ax.set(xlabel="devices", ylabel="milliseconds in a step")
-    ax.set_title(
-        f"From {crossing} devices on, the copied MLPs cost more than all else", fontsize=11
-    )
-    ax.set_xticks([1, 4, 16, 64, 256, 1024, 4096])
-    ax.set_xticklabels(["1", "4", "16", "64", "256", "1,024", "4,096"])
-    ax.set_yticks([0.01, 0.1, 1, 10])
-    ax.set_yticklabels(["0.01", "0.1", "1", "10"])
-    ax.minorticks_off()
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def data_sizes(book):
-    """How far each model stays above the best possible log loss, against training examples."""
-    runs = pd.read_csv(HERE / "measured" / "data_sizes.csv")
-    runs["gap"] = runs["log_loss"] - runs["truth_log_loss"]
-    gaps = runs.groupby(["model", "rows"])["gap"].agg(["mean", "min", "max"])
-    label_heights = {"plain MLP": 0.036, "DCN": 0.051}  # their lines end too close for two labels
-    figure = Figure(figsize=(8.0, 4.0), layout="constrained")
-    ax = figure.subplots()
-    for name in gaps.index.unique("model"):
-        gap = gaps.loc[name]
-        colour = COLOURS["interaction"] if name == "DLRM" else COLOURS["other"]
-        ax.plot(gap.index, gap["mean"], "o-", color=colour, markersize=4)
-        ax.fill_between(gap.index, gap["min"], gap["max"], color=colour, alpha=0.15, linewidth=0)
-        height = label_heights.get(name, gap["mean"].iloc[-1])
-        ax.text(2_250_000, height, name, color=colour, va="center")
-    ax.set(xscale="log", ylim=(0, 0.215), xlabel="training examples")
-    ax.set_ylabel("log loss above the best possible")
-    ax.set_title("More examples close the gap, and DLRM needs the fewest", fontsize=11)
-    ax.set_xticks(list(gaps.index.unique("rows")))
-    ax.set_xticklabels([f"{rows:,}" for rows in gaps.index.unique("rows")])
-    ax.minorticks_off()
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-FIGURES = (
-    architecture,
-    row,
-    plane,
-    lookup,
-    offsets,
-    bottom_mlp,
-    additive,
-    plane_sum,
-    interactions,
-    curves,
-    gradient,
-    auc,
-    split,
-    butterfly,
-    devices,
-    data_sizes,
-)
-
-
-def render_graph(dot, path):
-    """Draw a Graphviz graph (torchviz's, say) as SVG with the renderer that pip installed.
-
-    torchviz names nodes by memory addresses; renumbered, the same graph gives the same file.
-    """
-    number, dot = {}, dot.copy()
-    dot.node_attr.update(fontname="Courier New", margin="0.12,0.06")
-    source = re.sub(r"\b\d{9,}\b", lambda a: str(number.setdefault(a[0], len(number))), dot.source)
-    command = [Path(sys.executable).with_name("graphviz-pure"), "-Tsvg"]
-    svg = subprocess.run(command, input=source.encode(), capture_output=True, check=True).stdout
-    part = Path(f"{path}.part")  # monospace is as wide, where a browser lacks the font
-    part.write_bytes(svg.replace(b'"Courier New"', b'"Courier New,monospace"'))
-    part.replace(path)
+FIGURES = [architecture, row, plane, lookup, offsets, bottom_mlp, additive, plane_sum, interactions]
+FIGURES += [curves, gradient, sizes, funnel, step, auc, split, butterfly]
 
 
 def draw_all(book, folder):
     """Write every figure into `folder`, as NAME.svg."""
     example = worked_example(book)
-    # No date and no version in the file: the same drawing has the same bytes.
-    metadata = {"Date": None, "Creator": None}
     with matplotlib.rc_context(SVG):
         for draw in FIGURES:
-            draw(example).figure.savefig(Path(folder) / f"{draw.__name__}.svg", metadata=metadata)
+            save(draw(example), Path(folder) / f"{draw.__name__}.svg")
 
 
 if __name__ == "__main__":

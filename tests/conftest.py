@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import dlrm_utils
+from data import toy_clicks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,5 +20,5 @@ def notebook():
 def toy(tmp_path_factory):
     """60,000 toy clicks as CriteoData, for every test that needs some; not to be changed."""
     raw = tmp_path_factory.mktemp("shared") / "toy.txt"
-    dlrm_utils.write_toy_criteo(raw, 60_000)
+    toy_clicks.write_toy_criteo(raw, 60_000)
     return dlrm_utils.preprocess_criteo(raw, raw.with_suffix(""), min_count=10, progress=False)

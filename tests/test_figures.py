@@ -1,7 +1,9 @@
 """The figures: drawn again they are what is stored, their numbers are right, no text is cut."""
 
+import ast
 import itertools
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +12,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from budgets import code_cells, read_notebook
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "figures"))
 import make_figures  # noqa: E402
+import shapes  # noqa: E402
 
 NAMES = [draw.__name__ for draw in make_figures.FIGURES]
 # By hand, from the numbers that the notebook types.
@@ -28,15 +33,12 @@ WORKED = {
     "interactions": ["1.19", "0.95", "1.60", "0.27", "0.50", "0.40"],
     "curves": ["1.408", "0.803", "0.219", "1.627"],
     "gradient": ["−0.157", "0", "&lt;unknown&gt;  0", "comedy  1", "horror  2", "drama  3"],
+    "sizes": ["For each number in the MLPs, 1,135 in the tables", "540,201,232"],
+    "funnel": ["millions", "retrieval", "hundreds", "ranking", "ten"],
+    "step": ["[0.80, 0.80]", "[0.90, 0.92]", "what Mira likes"],
     "auc": ["8 of 9 pairs in the right order: AUC 0.89"],
     "split": ["train: 39,291,958", "3,274,330", "validation: 3,274,329"],
     "butterfly": [f"{sender}→{receiver}" for sender in range(4) for receiver in range(4)],
-    "devices": [
-        "computing",
-        "shuffle",
-        "From 128 devices on, the copied MLPs cost more than all else",
-    ],
-    "data_sizes": ["DLRM", "plain MLP", "DCN", "logistic regression", "factorization machine"],
 }
 
 
@@ -97,3 +99,31 @@ def test_the_computation_graph_shows_each_part():
     text = (ROOT / "figures/dlrm_graph.svg").read_text(encoding="utf-8")
     for part in ("EmbeddingBagBackward", "BmmBackward", "tables.0.weight", "bottom.0.weight"):
         assert part in text
+
+
+def typed(name):
+    """What the notebook assigns to a name among its settings."""
+    for cell in code_cells(read_notebook()):
+        for statement in ast.parse(cell["source"]).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
+                return ast.literal_eval(statement.value)
+
+
+def test_drawings_and_plots_have_the_same_colours():
+    assert typed("COLOURS") == shapes.COLOURS
+
+
+def test_what_the_drawings_repeat_is_what_the_notebook_says():
+    code = "\n".join(cell["source"] for cell in code_cells(read_notebook()))
+    assert f"# dense: {', '.join(make_figures.DENSE_MEANINGS)}\n" in code
+
+
+def test_importing_draws_and_reads_nothing(tmp_path):
+    """Without a notebook beside it, the program can be imported."""
+    (tmp_path / "figures").mkdir()
+    for name in ("figures/make_figures.py", "figures/shapes.py", "dlrm_utils.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-c", "import make_figures"]
+    done = subprocess.run(command, cwd=tmp_path / "figures", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*.svg")) == []

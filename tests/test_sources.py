@@ -11,7 +11,8 @@ import torch
 from nbclient import NotebookClient
 
 from budgets import ROOT, opening_and_part_one, read_notebook, sections, tags
-from dlrm_utils import preprocess_criteo, write_toy_criteo
+from data.toy_clicks import write_toy_criteo
+from dlrm_utils import preprocess_criteo
 
 # Before anything else runs: an import of ipywidgets fails, as on a machine that has none.
 NO_WIDGETS = 'import sys\nsys.modules["ipywidgets"] = None'
@@ -49,6 +50,8 @@ def other_run(tmp_path_factory):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "figures", folder / "figures")
     (folder / "data").mkdir()
+    for program in (ROOT / "data").glob("*.py"):
+        shutil.copy(program, folder / "data")
     write_toy_criteo(folder / "train.txt", 7_000, seed=5)
     parameters = {
         "data_generation": "dataset",

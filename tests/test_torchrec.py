@@ -20,13 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlrm_utils import (
-    Batch,
-    load_criteo,
-    preprocess_criteo,
-    to_offsets,
-    write_toy_criteo,
-)
+from data.toy_clicks import write_toy_criteo
+from dlrm_utils import Batch, load_criteo, preprocess_criteo, to_offsets
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow  # a minute together: TorchRec alone takes 7 s to import

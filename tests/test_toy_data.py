@@ -2,12 +2,16 @@
 
 import hashlib
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING, ToyTruth, toy_codes, write_toy_criteo
+from conftest import ROOT
+from data.toy_clicks import ToyTruth, toy_codes, write_toy_criteo
+from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING
 
 
 def read_slowly(path):
@@ -124,3 +128,19 @@ def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         write_toy_criteo(tmp_path / "toy.txt", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # a process of its own, with its imports
+def test_the_command_writes_what_the_function_does(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "data.toy_clicks", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    by_command, by_function = tmp_path / "new folder/a.txt", tmp_path / "b.txt"
+    done = run(by_command, "--rows", 500, "--seed", 4, "--no-signal")
+    assert done.returncode == 0 and done.stdout.startswith("500 rows in "), done.stderr
+    write_toy_criteo(by_function, 500, seed=4, signal=False)
+    assert by_command.read_bytes() == by_function.read_bytes()
+    refused = run(tmp_path / "c.txt", "--rows", 0)
+    assert refused.returncode == 1 and "at least one row" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "c.txt").exists()

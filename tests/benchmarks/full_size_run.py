@@ -16,7 +16,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from shared import LAYERS, ROOT, best_possible, bfloat16_or_say_so, dlrm_utils, notebook, save
+from shared import (
+    LAYERS,
+    ROOT,
+    best_possible,
+    bfloat16_or_say_so,
+    dlrm_utils,
+    notebook,
+    save,
+    toy_clicks,
+)
 
 ROWS = 45_840_617
 BATCH_SIZE, RATE, EVALUATIONS = 1024, 2.0, 20
@@ -65,7 +74,7 @@ def main(rows=ROWS):
     with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder, watched_memory() as peak:
         raw = Path(folder) / "toy.txt"
         with timed("toy file written"):
-            truth = dlrm_utils.write_toy_criteo(raw, rows)
+            truth = toy_clicks.write_toy_criteo(raw, rows)
         with timed("preprocessed") as prepared:
             data = dlrm_utils.preprocess_criteo(raw, raw.with_suffix(""), min_count=10)
         test = data.test[:500_000]

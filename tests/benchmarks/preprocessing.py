@@ -19,6 +19,7 @@ import polars
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import dlrm_utils  # noqa: E402
+from data import toy_clicks  # noqa: E402
 
 
 def command(raw, processed):
@@ -51,7 +52,7 @@ def seconds_of(function):
 
 def measure(folder, rows):
     raw, processed = folder / "toy.txt", folder / "toy"
-    writing = seconds_of(lambda: dlrm_utils.write_toy_criteo(raw, rows))
+    writing = seconds_of(lambda: toy_clicks.write_toy_criteo(raw, rows))
     seconds, memory = preprocessed(raw, processed)
     line = f"{rows:>11,} rows: written {rows / writing:,.0f} rows/s; preprocessed {seconds:.1f} s, "
     line += f"{rows / seconds:,.0f} rows/s, RssAnon {memory:.2f} GB"
@@ -77,7 +78,7 @@ def files(folder):
 def killed(folder, rows=300_000, kills=20):
     """Kill at random moments, run again to the end, compare with an undisturbed run."""
     raw, rng = folder / "toy.txt", random.Random(0)
-    dlrm_utils.write_toy_criteo(raw, rows)
+    toy_clicks.write_toy_criteo(raw, rows)
     undisturbed = seconds_of(lambda: command(raw, folder / "undisturbed").wait())
     expected, equal, left = files(folder / "undisturbed"), 0, []
     for _ in range(kills):

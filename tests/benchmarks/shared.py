@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import dlrm_utils  # noqa: E402  (it lies in the folder that was just put on the path)
+from data import toy_clicks  # noqa: E402
+from data.movielens import fetch_movielens  # noqa: E402
 
 notebook = dlrm_utils.load_notebook()
 MEASURED = ROOT / "figures/measured"
@@ -83,7 +85,7 @@ class Clicks(NamedTuple):
 def toy_data(folder, rows, signal=True):
     """Toy clicks as (CriteoData, true probability of each row), in a folder of their own."""
     raw = Path(folder) / f"toy-{rows}-{signal}.txt"
-    truth = dlrm_utils.write_toy_criteo(raw, rows, signal=signal)
+    truth = toy_clicks.write_toy_criteo(raw, rows, signal=signal)
     return dlrm_utils.preprocess_criteo(raw, raw.with_suffix(""), min_count=10), truth
 
 
@@ -95,7 +97,7 @@ def best_possible(data, truth, rows=None):
 
 def movielens():
     """MovieLens-100K as `Clicks`: oldest 80 % to train, next 10 % to choose by, newest to test."""
-    ratings = dlrm_utils.fetch_movielens(ROOT / "data")
+    ratings = fetch_movielens(ROOT / "data")
     ratings["click"] = (ratings["rating"] >= 4).astype(int)
     bounds = [0, int(0.8 * len(ratings)), int(0.9 * len(ratings)), len(ratings)]
     frames = [ratings[start:end] for start, end in itertools.pairwise(bounds)]

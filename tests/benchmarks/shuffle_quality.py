@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import dlrm_utils  # noqa: E402
+from data import toy_clicks  # noqa: E402
 
 book = dlrm_utils.load_notebook()
 torch.sparse.check_sparse_tensor_invariants.disable()
@@ -40,7 +41,7 @@ def trained(data, rows, order, seed):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "toy.txt"
-        dlrm_utils.write_toy_criteo(raw, 1_000_000)
+        toy_clicks.write_toy_criteo(raw, 1_000_000)
         data = dlrm_utils.preprocess_criteo(raw, Path(folder) / "toy", min_count=10, progress=False)
         by_first_integer = np.argsort(data.dense[: data.train.stop, 0], kind="stable")
         for kind, rows in [("as it is", np.arange(data.train.stop)), ("sorted", by_first_integer)]:

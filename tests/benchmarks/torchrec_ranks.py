@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import dlrm_torchrec as program  # noqa: E402
 import dlrm_utils  # noqa: E402
+from data import toy_clicks  # noqa: E402
 from test_torchrec import BATCH_SIZE, LAYERS, RATE, options  # noqa: E402
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -120,7 +121,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for rows in (20_000, 500_000):
-            dlrm_utils.write_toy_criteo(folder / f"{rows}.txt", rows)
+            toy_clicks.write_toy_criteo(folder / f"{rows}.txt", rows)
             dlrm_utils.preprocess_criteo(folder / f"{rows}.txt", folder / f"{rows}", min_count=5)
         differences(dlrm_utils.load_notebook(), folder / "20000", folder)
         kills(folder / "20000", folder / "killed")

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from shared import LAYERS, bfloat16_or_say_so, dlrm_utils, notebook, save
+from shared import LAYERS, bfloat16_or_say_so, dlrm_utils, notebook, save, toy_clicks
 
 STEPS = 10  # of each way in a round
 # What Facebook's script imports, and a training step does not need.
@@ -33,7 +33,7 @@ NOT_NEEDED = ["mlperf_logging", "torch.utils.tensorboard", "tqdm"]
 
 def toy_batches(batch_size, count, table_sizes):
     """Batches of toy clicks; an id is the rank of its name, modulo the table's rows."""
-    truth, rng = dlrm_utils.ToyTruth(0), np.random.default_rng(batch_size)
+    truth, rng = toy_clicks.ToyTruth(0), np.random.default_rng(batch_size)
     for _ in range(count):
         dense, ranks = truth.draw(rng, batch_size)
         ids = torch.from_numpy(np.maximum(ranks, 0) % table_sizes).T.contiguous()  # (26, B)
