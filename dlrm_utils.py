@@ -50,11 +50,12 @@ def to_offsets(bags):
     bags: a sequence of sequences of ints, an array of equal rows, or a pandas Series of lists.
     ValueError, naming the bag, for an id that is no whole number from 0 to 2**63 - 1.
     """
-    bags = [_listed(bag, b) for b, bag in enumerate(bags)]
+    bags = [bag if type(bag) is list else _listed(bag, b) for b, bag in enumerate(bags)]
     ids = list(itertools.chain.from_iterable(bags))
     if not _all_whole(ids):  # then each is looked at, which is slow
         ids = [_whole(i, b) for b, bag in enumerate(bags) for i in bag]
-    return torch.tensor(ids, dtype=torch.int64), lengths_to_offsets([len(bag) for bag in bags])
+    indices = torch.from_numpy(np.array(ids, dtype=np.int64))
+    return indices, lengths_to_offsets([len(bag) for bag in bags])
 
 
 def _listed(bag, b):
@@ -536,14 +537,12 @@ def _numbers(frame, name):
 
 
 def _scale(numbers):
-    """[mean, standard deviation], where a constant column has deviation 1."""
-    from sklearn.preprocessing import StandardScaler  # here, as its import takes a second
-
-    present = numbers.dropna().to_numpy()[:, None]
-    if not len(present):
-        return [0.0, 1.0]
-    scaler = StandardScaler().fit(present)
-    return [float(scaler.mean_[0]), float(scaler.scale_[0])]
+    """[mean, standard deviation], of a constant column [mean, 1]."""
+    mean, variance = np.nan_to_num([numbers.mean(), numbers.var(ddof=0)]).tolist()
+    rounding = len(numbers) * np.finfo(float).eps
+    # What rounding leaves of a constant column's variance, by the rule of scikit-learn's scalers.
+    constant = variance <= rounding * variance + (rounding * mean) ** 2
+    return [mean, 1.0 if constant else math.sqrt(variance)]
 
 
 def _of_one_kind(values, fitted=None):
@@ -557,7 +556,7 @@ def _of_one_kind(values, fitted=None):
         kind = fitted or kinds[0] or "text, a number, a boolean or a time"
         rule = "as in fit" if fitted else "as all of the column must be"
         _refuse(present, [other != kind for other in kinds], f"not a {kind}, {rule}")
-    if kind == "number":
+    if kind == "number" and not pd.api.types.is_integer_dtype(present.dtype):
         _refuse(present, present.isin([np.inf, -np.inf]), "infinite")
     return (pd.to_datetime(values) if kind == "time" else values), kind
 
@@ -1149,13 +1148,13 @@ def _statements(source):
 
 def _is_constant(statement, namespace):
     """Is it NAME = something made of literals and earlier constants alone?"""
-    if not isinstance(statement, ast.Assign):
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
         return False
-    nodes = list(ast.walk(statement.value))
-    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    nodes = list(ast.walk(statement))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    known = namespace.keys() | _defined(statement)
     called = any(isinstance(node, ast.Call) for node in nodes)
-    named = all(name.isupper() for name in used | _defined(statement))
-    return named and not called and used <= namespace.keys()
+    return not called and names <= known and all(name.isupper() for name in names)
 
 
 def _defined(statement):
