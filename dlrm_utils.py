@@ -7,6 +7,7 @@ Shapes: B rows in a batch, N rows in a file, nnz ids in a batch (all bags togeth
 
 import argparse
 import ast
+import collections
 import contextlib
 import errno
 import functools
@@ -16,6 +17,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -23,7 +25,6 @@ import sys
 import tarfile
 import time
 import types
-import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,9 +37,6 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-# A model without dense numbers has layers without inputs; PyTorch warns of each, needlessly.
-warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-
 # ---- Sparse-offset converters --------------------------------------------------------------------
 # EmbeddingBag's convention: bag b is indices[offsets[b]:offsets[b + 1]]; the last runs to the end.
 
@@ -49,21 +47,35 @@ def to_offsets(bags):
     bags: a sequence of sequences of ints, an array of equal rows, or a pandas Series of lists.
     ValueError, naming the bag, for an id that is no whole number from 0 to 2**63 - 1.
     """
-    bags = [_checked_bag(bag, b) for b, bag in enumerate(bags)]
-    indices = torch.tensor(list(itertools.chain.from_iterable(bags)), dtype=torch.int64)
+    bags = [bag if type(bag) is list else _listed(bag, b) for b, bag in enumerate(bags)]
+    ids = list(itertools.chain.from_iterable(bags))
+    if not _all_whole(ids):  # then each is looked at, which is slow
+        ids = [_whole(i, b) for b, bag in enumerate(bags) for i in bag]
+    indices = torch.from_numpy(np.array(ids, dtype=np.int64))
     return indices, lengths_to_offsets([len(bag) for bag in bags])
 
 
-def _checked_bag(bag, b):
+def _listed(bag, b):
+    """A bag as a list, or ValueError."""
     if isinstance(bag, np.ndarray | torch.Tensor | pd.Series) and bag.ndim == 1:
-        bag = bag.tolist()
+        return bag.tolist()
     if not isinstance(bag, list | tuple | range):
         raise ValueError(f"bag {b} is {bag!r}, not a sequence of ids; one id is [id], none is []")
-    for i in bag:
-        number = isinstance(i, int | float | np.integer | np.floating) and not isinstance(i, bool)
-        if not number or not 0 <= i < 2**63 or i % 1:
-            raise ValueError(f"bag {b} holds {i!r}; an id is a whole number, 0 or more (int64)")
-    return [int(i) for i in bag]
+    return bag
+
+
+def _all_whole(ids):
+    """Are all ids plain integers that fit? One look at their types, minimum and maximum."""
+    kinds = set(map(type, ids))
+    return kinds <= {int, np.int64, np.int32} and (not ids or (min(ids) >= 0 and max(ids) < 2**63))
+
+
+def _whole(i, b):
+    """The id i of bag b as an int, or ValueError."""
+    number = isinstance(i, int | float | np.integer | np.floating) and not isinstance(i, bool)
+    if not number or not 0 <= i < 2**63 or i % 1:
+        raise ValueError(f"bag {b} holds {i!r}; an id is a whole number, 0 or more (int64)")
+    return int(i)
 
 
 def to_bags(indices, offsets):
@@ -86,8 +98,8 @@ def lengths_to_offsets(lengths):
     return lengths.cumsum(0) - lengths
 
 
-# Offsets with the closing offset nnz appended, (B + 1,), or ValueError.
 def _closed(offsets, nnz):
+    """Offsets with the closing offset nnz appended, (B + 1,), or ValueError."""
     closed = torch.cat([_int64_vector(offsets, "offsets"), torch.tensor([nnz])])
     if closed[0] != 0:
         raise ValueError(f"the offsets start at {closed[0]}; the first bag starts at 0")
@@ -100,6 +112,7 @@ def _closed(offsets, nnz):
 
 
 def _int64_vector(values, name):
+    """One row of integers as an int64 tensor, or ValueError."""
     vector = torch.as_tensor(values)
     wrong_type = vector.is_floating_point() or vector.dtype == torch.bool
     if vector.ndim != 1 or (wrong_type and len(vector)):
@@ -110,68 +123,115 @@ def _int64_vector(values, name):
 # ---- Batches -------------------------------------------------------------------------------------
 
 
-class Batch(NamedTuple):
-    """Model input for B rows; every categorical column is a table with indices and offsets."""
-
+class _Parts(NamedTuple):
     dense: torch.Tensor  # (B, n_dense) float32
     indices: list  # one int64 tensor (nnz,) a table
     offsets: list  # one int64 tensor (B,) a table: where each row's bag starts
     labels: torch.Tensor = None  # (B,) float32, or None
 
+
+class Batch(_Parts):
+    """Model input for B rows: dense, indices, offsets, labels; ValueError if they disagree on B."""
+
+    __slots__ = ()
+
+    def __new__(cls, dense, indices, offsets, labels=None):
+        if len(indices) != len(offsets):
+            raise ValueError(f"{len(indices)} tables have ids, but {len(offsets)} have offsets")
+        for t, starts in enumerate(offsets):
+            if len(starts) != len(dense):
+                raise ValueError(
+                    f"table {t} has {len(starts)} bags, but there are {len(dense)} rows"
+                )
+        if labels is not None and len(labels) != len(dense):
+            raise ValueError(f"there are {len(labels)} labels, but {len(dense)} rows")
+        return super().__new__(cls, dense, indices, offsets, labels)
+
     def to(self, device):
         """The same batch on another device."""
         ids, starts = ([t.to(device) for t in part] for part in (self.indices, self.offsets))
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.dense.to(device), ids, starts, labels)
+        return self._replace(
+            dense=self.dense.to(device), indices=ids, offsets=starts, labels=labels
+        )
 
     def take(self, rows):
-        """The batch of the rows numbered by a range, an array or a tensor, in that order."""
-        rows = torch.as_tensor(np.asarray(rows), dtype=torch.int64)
+        """The batch of some rows, in that order; `rows` are an index as NumPy reads it."""
+        device, total = self.dense.device, len(self.dense)
+        rows = torch.from_numpy(_row_numbers(rows, total)).to(device)
+        following = (rows + 1).clamp(max=total - 1)
         indices, offsets = [], []
         for ids, starts in zip(self.indices, self.offsets, strict=True):
-            lengths = offsets_to_lengths(starts, len(ids))[rows]
+            ends = torch.where(rows + 1 < total, starts[following], len(ids))
+            lengths = ends - starts[rows]
             new_starts = lengths_to_offsets(lengths)
             # Place k of the new bag b is place k of its old bag: shift each bag to its old start.
             shift = torch.repeat_interleave(starts[rows] - new_starts, lengths)
-            indices.append(ids[shift + torch.arange(len(shift))])
+            indices.append(ids[shift + torch.arange(len(shift), device=device)])
             offsets.append(new_starts)
         labels = None if self.labels is None else self.labels[rows]
         return Batch(self.dense[rows], indices, offsets, labels)
 
 
+def _row_numbers(rows, total):
+    """Which of `total` rows an index means, int64 from 0 to total - 1; IndexError as in NumPy.
+
+    rows: a range, a slice, one number, several (negative ones count from the end), or a mask.
+    """
+    if isinstance(rows, slice):
+        rows = range(*rows.indices(total))
+    if isinstance(rows, range):
+        rows = np.arange(rows.start, rows.stop, rows.step)
+    numbers = np.atleast_1d(rows.cpu() if isinstance(rows, torch.Tensor) else rows)
+    if numbers.dtype == bool:
+        if numbers.shape != (total,):
+            raise IndexError(f"a mask of shape {numbers.shape} cannot select from {total} rows")
+        return np.flatnonzero(numbers)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise IndexError(f"rows are whole numbers or a mask, not {numbers.dtype}, {numbers.shape}")
+    outside = (numbers < -total) | (numbers >= total)
+    if outside.any():
+        raise IndexError(f"there is no row {numbers[outside][0]}; there are {total}")
+    numbers = numbers.astype(np.int64)
+    return np.where(numbers < 0, numbers + total, numbers)
+
+
 def one_id_each(dense, ids, labels=None):
     """A `Batch` whose bags hold one id each, from dense (B, n_dense), ids (B,) a table, labels."""
-    indices = [torch.tensor(np.asarray(column), dtype=torch.int64) for column in ids]
+    dense = torch.tensor(np.asarray(dense), dtype=torch.float32)
+    indices = [_int64_vector(np.array(column), f"ids of table {t}") for t, column in enumerate(ids)]
+    for t, column in enumerate(indices):
+        if len(column) != len(dense):
+            raise ValueError(f"table {t} has {len(column)} ids, but there are {len(dense)} rows")
     offsets = [torch.arange(len(dense))] * len(indices)
     labels = None if labels is None else torch.tensor(np.asarray(labels), dtype=torch.float32)
-    return Batch(torch.tensor(np.asarray(dense), dtype=torch.float32), indices, offsets, labels)
+    return Batch(dense, indices, offsets, labels)
+
+
+# ---- Work that takes long ------------------------------------------------------------------------
 
 
 def progress(items, **options):
-    """Yield the items under tqdm's bar, which leaves nothing behind, here or in a notebook."""
-    in_notebook = "ipykernel" in sys.modules
-    stream = sys.stdout if in_notebook else sys.stderr
-    yield from tqdm(items, file=stream, leave=False, delay=0.5, **options)
-    if in_notebook:
-        from IPython.display import clear_output
-
-        clear_output()
+    """The items, under tqdm's bar where they take long; at the end it takes its own line away."""
+    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    return tqdm(items, **{"file": stream, "leave": False, "delay": 0.5} | options)
 
 
-# Yield function(item) for each item in order, computed in threads, a few items ahead.
 def _in_order(function, items, threads):
-    pending = []
+    """Yield function(item) for each item in order, computed in threads, a few items ahead."""
+    pending = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) > 2 * threads:
-                yield pending.pop(0).result()
-        yield from (future.result() for future in pending)
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-# Write to a temporary name beside path; whole and on the disk, it takes path's place.
 @contextlib.contextmanager
 def _replacing(path):
+    """Write to a temporary name beside path; whole and on the disk, it takes path's place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -183,12 +243,52 @@ def _replacing(path):
         temporary.unlink(missing_ok=True)
 
 
-# Wait until the disk holds a file, or a folder's names: then a power cut loses nothing.
 def _flush(path):
+    """Wait until the disk holds a file, or a folder's names: then a power cut loses nothing."""
     if os.name != "nt":  # Windows has no such call for what is open for reading
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _hash_of(content):
+    """A fingerprint of what JSON can hold; ValueError for anything else."""
+    try:
+        # NumPy's numbers are as Python's.
+        text = json.dumps(content, default=np.generic.item, allow_nan=False, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"only texts and numbers can be saved ({error})") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write_json(path, version, content):
+    """Write a dict with its version and fingerprint; `_read_json` refuses any other file."""
+    head = {"format": version, "fingerprint": _hash_of(content)}
+    text = json.dumps(head | content, default=np.generic.item)
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _read_json(path, version):
+    """The dict that `_write_json` wrote, or ValueError."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text at all
+        content = None
+    kind, found = (
+        version.rsplit(" ", 1)[0],
+        content.get("format") if isinstance(content, dict) else None,
+    )
+    if str(found).rsplit(" ", 1)[0] != kind:
+        raise ValueError(f"{path} is not a whole file of the kind {kind}")
+    if found != version:
+        raise ValueError(f"{path} is of another version: {found}, not {version}")
+    del content["format"]
+    if content.pop("fingerprint", None) != _hash_of(content):
+        raise ValueError(f"{path} was changed after it was written")
+    return content
 
 
 # ---- Vocabulary ----------------------------------------------------------------------------------
@@ -205,138 +305,271 @@ class Vocabulary:
 
     def __init__(self, values):
         self.values = list(values)  # of ids 1, 2, 3, ...
-        self._ids = {value: i for i, value in enumerate(self.values, start=1)}
+        self._index = pd.Index(self.values, dtype=object)
 
     @classmethod
     def fit(cls, values, min_count=1, max_size=None):
         """Number the values seen min_count times or more, in at most max_size table rows."""
-        counts = _objects(values).value_counts(dropna=False)  # falling, ties by first sight
-        kept = counts.index[counts >= min_count].tolist()
-        return cls(kept if max_size is None else kept[: max(max_size - 1, 0)])  # id 0 has a row
+        if min_count < 1 or (max_size is not None and max_size < 1):
+            raise ValueError(f"min_count {min_count} and max_size {max_size} must be 1 or more")
+        codes, distinct = _distinct(values)
+        counts = np.bincount(codes, minlength=len(distinct))
+        order = np.argsort(-counts, kind="stable")  # ties by first sight
+        kept = order[counts[order] >= min_count]
+        if max_size is not None:
+            kept = kept[: max_size - 1]  # id 0 has a row
+        return cls(distinct[kept])
 
     def __len__(self):
         return len(self.values) + 1
 
     def encode(self, values):
         """Ids of values, int64 of shape (len(values),); 0 where a value is unknown."""
-        return np.array([self._ids.get(value, 0) for value in _objects(values)], dtype=np.int64)
+        codes, distinct = _distinct(values)
+        # get_indexer says -1 where a value is unknown.
+        return (self._index.get_indexer(pd.Index(distinct, dtype=object)) + 1)[codes]
 
     def decode(self, ids):
         """The values of ids: a list; None for the missing value, `Vocabulary.UNKNOWN` for id 0."""
-        ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < len(self):
+        ids = _int64_vector(np.asarray(ids), "ids").tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < len(self):
             raise ValueError(f"this vocabulary has ids 0 to {len(self) - 1}, not all of {ids}")
-        return [self.values[i - 1] if i else self.UNKNOWN for i in ids.tolist()]
+        return [self.values[i - 1] if i else self.UNKNOWN for i in ids]
 
 
-def _objects(values):
-    values = pd.Series(list(values), dtype=object)
-    return values.where(values.notna(), None)
+def _distinct(values):
+    """(codes, distinct): the distinct values by first sight, a missing one as None.
+
+    codes (len(values),) are places in `distinct`, an array of objects.
+    """
+    if not isinstance(values, pd.Series | pd.Index | np.ndarray):
+        values = pd.Series(list(values), dtype=object)
+    codes, distinct = pd.factorize(values, use_na_sentinel=False)
+    distinct = pd.Series(distinct).astype(object)
+    return codes, distinct.where(distinct.notna(), None).to_numpy()
 
 
 # ---- A DataFrame of one's own --------------------------------------------------------------------
+
+FRAME_VERSION = "dlrm_utils.FrameEncoder 1"
+KINDS = {  # what a category can be, by pandas' names of it
+    "string": "text",
+    **dict.fromkeys(["integer", "floating", "mixed-integer-float"], "number"),
+    "boolean": "boolean",
+    **dict.fromkeys(["datetime64", "datetime", "date"], "time"),
+}
 
 
 class FrameEncoder:
     """Turns a DataFrame into a `Batch`; a column that does not fit is named in a ValueError.
 
     dense: numeric columns, scaled to mean 0 and standard deviation 1 in `fit`; missing as 0.
-    categorical: one value a row. multi_hot: a list of values a row, a missing one an empty bag.
+    counts: numeric columns with long tails, log(1 + max(x, 0)), after `dense`; missing as 0.
+    categorical: one value a row, each a text, a number, a boolean or a time; all rows alike.
+    multi_hot: a list of such values a row, a missing one an empty bag.
     label: a column of 0 and 1, put into `Batch.labels` where the frame has it.
+    min_count: values seen less often in `fit` are the unknown one, whose row is trained so.
+    Frames are pandas' or polars'; a dict or a Series is one row, a dict of lists a frame.
     """
 
-    def __init__(self, dense=(), categorical=(), multi_hot=(), label=None):
-        self.dense, self.categorical, self.multi_hot = [*dense], [*categorical], [*multi_hot]
-        self.label, self.scales, self.vocabularies = label, None, {}  # scales: mean and deviation
+    def __init__(self, dense=(), categorical=(), multi_hot=(), label=None, min_count=1, counts=()):
+        self.dense, self.counts = _names(dense), _names(counts)
+        self.categorical, self.multi_hot = _names(categorical), _names(multi_hot)
+        self.label = None if label is None else _names([label])[0]
+        self.min_count = operator.index(min_count)
+        if self.min_count < 1:
+            raise ValueError(f"min_count is {min_count}; it must be 1 or more")
+        self._numeric, self._tables = self.dense + self.counts, self.categorical + self.multi_hot
+        for names in (self._numeric, self._tables):
+            if len(set(names) | {self.label}) <= len(names):
+                raise ValueError(f"a column is named twice among {[*names, self.label]}")
+        self.scales = None  # mean and deviation of each dense column
+        self.kinds, self.vocabularies = {}, {}  # of each table, by column
 
     def fit(self, frame):
         """Learn scales and vocabularies from the training rows alone. Returns self."""
-        self.scales = {}
-        for column in self.dense:
-            numbers = _numbers(frame, column)
-            mean, deviation = np.nan_to_num([numbers.mean(), numbers.std(ddof=0)])
-            self.scales[column] = [mean, deviation or 1.0]
-        for column in self.categorical + self.multi_hot:
+        frame = self._frame(frame)
+        if not len(frame):
+            raise ValueError("there are no rows to fit")
+        if self.label is not None:
+            self._labels(frame)
+        numbers = {column: _numbers(frame, column) for column in self._numeric}
+        scales = {column: _scale(numbers[column]) for column in self.dense}
+        kinds, vocabularies = {}, {}
+        for column in self._tables:
             values, _ = self._bags(frame, column)
-            self.vocabularies[column] = Vocabulary.fit(values)
+            values, kinds[column] = _of_one_kind(values)
+            vocabularies[column] = Vocabulary.fit(values, self.min_count)
+        # Only now, so that a fit that fails changes nothing.
+        self.scales, self.kinds, self.vocabularies = scales, kinds, vocabularies
         return self
 
     @property
     def table_sizes(self):
         """Rows of each embedding table, in the order of `Batch.indices`."""
         self._require_fit()
-        return [len(vocabulary) for vocabulary in self.vocabularies.values()]
+        return [len(self.vocabularies[column]) for column in self._tables]
 
     def transform(self, frame):
         """A `Batch` with the frame's rows in order."""
         self._require_fit()
-        dense, indices, offsets = np.zeros((len(frame), len(self.dense)), np.float32), [], []
-        for k, (column, (mean, deviation)) in enumerate(self.scales.items()):
-            dense[:, k] = ((_numbers(frame, column) - mean) / deviation).fillna(0)
-        for column, vocabulary in self.vocabularies.items():
+        frame = self._frame(frame)
+        dense, indices, offsets = np.zeros((len(frame), len(self._numeric)), np.float32), [], []
+        for k, column in enumerate(self._numeric):
+            dense[:, k] = np.nan_to_num(self._scaled(column, _numbers(frame, column)))
+        for column in self._tables:
             values, lengths = self._bags(frame, column)
-            indices.append(torch.from_numpy(vocabulary.encode(values)))
+            values, _ = _of_one_kind(values, self.kinds[column])
+            indices.append(torch.from_numpy(self.vocabularies[column].encode(values)))
             offsets.append(lengths_to_offsets(lengths))
         labels = self._labels(frame) if self.label in frame else None
         return Batch(torch.from_numpy(dense), indices, offsets, labels)
 
-    def _bags(self, frame, column):  # all values, one after the other, and how many each row has
+    def _frame(self, rows):
+        """What was given as a DataFrame of pandas or polars."""
+        if isinstance(rows, pd.DataFrame | pl.DataFrame):
+            return rows
+        if not isinstance(rows, dict | pd.Series):
+            found = type(rows).__name__
+            raise ValueError(f"rows are a DataFrame of pandas or polars, or one dict, not {found}")
+        row = dict(rows)
+        single = [row.get(name) for name in [*self._numeric, *self.categorical, self.label]]
+        many = any(pd.api.types.is_list_like(value) for value in single)
+        return pd.DataFrame(row if many else [row])
+
+    def _scaled(self, column, numbers):
+        if column in self.counts:
+            return np.log1p(np.maximum(numbers, 0))
+        mean, deviation = self.scales[column]
+        return (numbers - mean) / deviation
+
+    def _bags(self, frame, column):
+        """All values of a column, one after the other, and how many each row has."""
         values = _column(frame, column)
         if column in self.categorical:
             return values, np.ones(len(values), dtype=np.int64)
-        lists = [[] if np.ndim(v) == 0 and pd.isna(v) else v for v in values]
-        _refuse(values[[not pd.api.types.is_list_like(v) for v in lists]], "not a list of values")
-        return list(itertools.chain.from_iterable(lists)), [len(bag) for bag in lists]
+        missing = values.isna()
+        bags = [[] if gone else bag for bag, gone in zip(values, missing, strict=True)]
+        wrong = [not isinstance(bag, list | tuple | np.ndarray) for bag in bags]
+        _refuse(values, wrong, "not a list of values")
+        lengths = [len(bag) for bag in bags]
+        flat = list(itertools.chain.from_iterable(bags))
+        index = values.index.repeat(lengths)
+        return pd.Series(flat, index, dtype=object, name=column).infer_objects(), lengths
 
     def _labels(self, frame):
         labels = _numbers(frame, self.label)
-        _refuse(frame[self.label][~labels.isin([0, 1])], "neither 0 nor 1")
+        _refuse(labels, ~labels.isin([0, 1]), "neither 0 nor 1")
         return torch.tensor(labels.to_numpy(), dtype=torch.float32)
 
     def _require_fit(self):
         if self.scales is None:
             raise ValueError("this FrameEncoder has seen no frame; call fit(frame) first")
 
+    def _content(self):
+        """All that transform needs, as JSON can hold it; times as texts."""
+        names = ("dense", "counts", "categorical", "multi_hot", "label", "min_count")
+        scales = [self.scales[column] for column in self.dense]
+        kinds = [self.kinds[column] for column in self._tables]
+        values = [self.vocabularies[column].values for column in self._tables]
+        for k, kind in enumerate(kinds):
+            if kind == "time":
+                values[k] = [value and value.isoformat() for value in values[k]]
+        learned = {"scales": scales, "kinds": kinds, "values": values}
+        return {name: getattr(self, name) for name in names} | learned
+
+    def fingerprint(self):
+        """A text that another encoder shares only if it encodes alike."""
+        self._require_fit()
+        return _hash_of(self._content())
+
     def save(self, path):
-        """Write all that transform needs as JSON; ValueError for values that JSON cannot hold."""
-        values = {column: vocabulary.values for column, vocabulary in self.vocabularies.items()}
-        try:  # np.generic.item: NumPy's numbers as Python's
-            text = json.dumps(vars(self) | {"vocabularies": values}, default=np.generic.item)
-        except TypeError as error:
-            raise ValueError(f"only texts and numbers can be saved ({error})") from error
-        with _replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        """Write all that transform needs as JSON."""
+        self._require_fit()
+        _write_json(path, FRAME_VERSION, self._content())
 
     @classmethod
     def load(cls, path):
-        """Read what `save` wrote."""
-        encoder = cls()
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            vars(encoder).update({name: content[name] for name in vars(encoder)})
-            encoder.vocabularies = {c: Vocabulary(v) for c, v in content["vocabularies"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a file that FrameEncoder.save wrote") from error
+        """Read what `save` wrote; ValueError for any other file."""
+        content = _read_json(path, FRAME_VERSION)
+        learned = [content.pop(name) for name in ("scales", "kinds", "values")]
+        encoder = cls(**content)
+        encoder.scales = dict(zip(encoder.dense, learned[0], strict=True))
+        for column, kind, values in zip(encoder._tables, *learned[1:], strict=True):
+            if kind == "time":
+                values = [value and pd.Timestamp(value) for value in values]
+            encoder.kinds[column], encoder.vocabularies[column] = kind, Vocabulary(values)
         return encoder
 
 
-def _column(frame, column):
-    if column not in frame:
-        raise ValueError(f"the frame has no column {column!r}; it has {list(frame.columns)}")
-    return frame[column]
+def _names(names):
+    """A list of column names, each a text or a whole number."""
+    if isinstance(names, str):
+        raise ValueError(f"{names!r} is one name; write [{names!r}]")
+    return [name if isinstance(name, str) else operator.index(name) for name in names]
 
 
-def _numbers(frame, column):
+def _column(frame, name):
+    """One column as a pandas Series."""
+    if name not in frame.columns:
+        raise ValueError(f"the frame has no column {name!r}; it has {list(frame.columns)}")
+    if isinstance(frame, pl.DataFrame):
+        return pd.Series(frame[name].to_list(), dtype=object, name=name).infer_objects()
+    if frame.columns.tolist().count(name) > 1:
+        raise ValueError(f"the frame has several columns {name!r}")
+    return frame[name]
+
+
+def _numbers(frame, name):
+    """A column as float64, a missing value as NaN."""
+    values = _column(frame, name)
     try:
-        numbers = pd.to_numeric(_column(frame, column).astype(object)).astype("float64")
+        if pd.api.types.infer_dtype(values) in ("datetime64", "datetime", "date", "timedelta64"):
+            raise TypeError("it holds times")
+        numbers = values.to_numpy("float64", na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column {column!r} is not numeric: {error}") from error
-    _refuse(numbers[np.isinf(numbers)], "an infinite number")
-    return numbers
+        raise ValueError(f"column {name!r} is not numeric: {error}") from error
+    _refuse(values, np.abs(numbers) > np.finfo(np.float32).max, "infinite, or too large")
+    return pd.Series(numbers, values.index, name=name)
 
 
-def _refuse(values, what):
-    for row, value in values.items():
+def _scale(numbers):
+    """[mean, standard deviation], of a constant column [mean, 1]."""
+    mean, variance = np.nan_to_num([numbers.mean(), numbers.var(ddof=0)]).tolist()
+    rounding = len(numbers) * np.finfo(float).eps
+    # What rounding leaves of a constant column's variance, by the rule of scikit-learn's scalers.
+    constant = variance <= rounding * variance + (rounding * mean) ** 2
+    return [mean, 1.0 if constant else math.sqrt(variance)]
+
+
+def _of_one_kind(values, fitted=None):
+    """(values, their kind): those of `KINDS`, all alike and as fitted, or ValueError."""
+    present = values[values.notna().to_numpy()]
+    if not len(present):
+        return values, fitted
+    kind = _kind(present)
+    if kind is None or kind != (fitted or kind):
+        kinds = [_kind([value]) for value in present]
+        kind = fitted or kinds[0] or "text, a number, a boolean or a time"
+        rule = "as in fit" if fitted else "as all of the column must be"
+        _refuse(present, [other != kind for other in kinds], f"not a {kind}, {rule}")
+    if kind == "number" and not pd.api.types.is_integer_dtype(present.dtype):
+        _refuse(present, present.isin([np.inf, -np.inf]), "infinite")
+    return (pd.to_datetime(values) if kind == "time" else values), kind
+
+
+def _kind(values):
+    inferred = pd.api.types.infer_dtype(values)
+    if inferred in ("categorical", "unknown-array"):
+        inferred = pd.api.types.infer_dtype(values.astype(object))
+    return KINDS.get(inferred)
+
+
+def _refuse(values, wrong, what):
+    """ValueError for the first row of a column that the mask `wrong` marks, if there is one."""
+    places = np.flatnonzero(wrong)
+    if len(places):
+        row, value = next(values.iloc[places[:1]].items())
         raise ValueError(f"column {values.name!r}, row {row!r}: {value!r} is {what}")
 
 
@@ -714,29 +947,182 @@ def _save(path, dtype, shape, pieces):
 
 # ---- The notebook's own definitions --------------------------------------------------------------
 
-
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.ClassDef)
 
 
 def load_notebook(path="DLRM.ipynb"):
-    """A namespace of the notebook's imports, functions, classes, and of the cells tagged `example`.
+    """A namespace of the notebook's imports, functions, classes, plain constants in capitals
+    (`SIZE = 3`), and of the cells tagged `example`.
 
     Nothing else of it runs. A relative path starts at this file. What an absent package would
     define is left out.
     """
     path = Path(__file__).resolve().parent / path
-    namespace, ignored = {"__name__": path.name}, [ModuleNotFoundError]
+    namespace, absent = {"__name__": path.name}, {"get_ipython"}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        kinds = ast.stmt if "example" in cell["metadata"].get("tags", []) else DEFINITIONS
-        body = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
-        for statement in (statement for statement in body if isinstance(statement, kinds)):
+        example = "example" in cell["metadata"].get("tags", [])
+        body = _statements("".join(cell["source"])) if cell["cell_type"] == "code" else []
+        for statement in body:
+            if not (
+                example or isinstance(statement, DEFINITIONS) or _is_constant(statement, namespace)
+            ):
+                continue
             code = compile(ast.Module([statement], []), path.name, "exec")
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(code, namespace)
-            except tuple(ignored):
-                ignored.append(NameError)  # of what needs the absent package
+            except (ModuleNotFoundError, NameError) as error:
+                if isinstance(error, NameError) and error.name not in absent:
+                    raise
+                if isinstance(error, ModuleNotFoundError) and not isinstance(statement, IMPORTS):
+                    raise
+                absent |= _defined(statement)
     return types.SimpleNamespace(**namespace)
+
+
+def _statements(source):
+    """The statements of a cell; lines such as %matplotlib become calls of get_ipython."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        return ast.parse(TransformerManager().transform_cell(source)).body
+
+
+def _is_constant(statement, namespace):
+    """Is it NAME = something made of literals and earlier constants alone?"""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+        return False
+    nodes = list(ast.walk(statement))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    known = namespace.keys() | _defined(statement)
+    called = any(isinstance(node, ast.Call) for node in nodes)
+    return not called and names <= known and all(name.isupper() for name in names)
+
+
+def _defined(statement):
+    """The names that a statement would define."""
+    if isinstance(statement, IMPORTS):
+        return {alias.asname or alias.name.split(".")[0] for alias in statement.names}
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    nodes = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+
+
+# ---- Saved models --------------------------------------------------------------------------------
+
+MODEL_VERSION = "dlrm_utils.save_model 1"
+MODEL_FILES = {"settings.json", "weights.pt", "encoder.json", "encoder"}
+
+
+def save_model(folder, model_settings, model, encoder):
+    """Write a folder that `load_model` opens anywhere; it takes the place of an older one.
+
+    model_settings: the class's name in the notebook and its arguments without table_sizes, as
+    {"class": "DLRM", "embedding_dim": 16, "bottom_mlp": [64], "top_mlp": [64], "num_dense": 13}.
+    encoder: a fitted `FrameEncoder`, or the `CriteoData` that the model was trained on.
+    """
+    folder, encoder = Path(folder), getattr(encoder, "encoder", encoder)
+    work, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    fingerprint, weights = encoder.fingerprint(), model.state_dict()
+    if type(model).__name__ != model_settings["class"]:
+        raise ValueError(f"the model is a {type(model).__name__}, not {model_settings['class']}")
+    _fitting(model_settings, encoder, weights, "meta")
+    _refuse_foreign(folder)
+    for leftover in (work, old):
+        _remove_model(leftover)
+    work.mkdir(parents=True)
+    try:
+        encoder.save(work / ("encoder.json" if isinstance(encoder, FrameEncoder) else "encoder"))
+        torch.save({"encoder": fingerprint, "weights": weights}, work / "weights.pt")
+        written = [path for path in work.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(work).as_posix(): path.stat().st_size for path in written}
+        settings = {"model": model_settings, "encoder": fingerprint, "sizes": sizes}
+        _write_json(work / "settings.json", MODEL_VERSION, settings)
+        for path in [*work.rglob("*"), work]:
+            _flush(path)
+    except BaseException:
+        _remove_model(work)
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(work, folder)
+    _flush(folder.parent)
+    _remove_model(old)
+
+
+def load_model(folder):
+    """Open what `save_model` wrote: (model, encoder), the model on the CPU and in `eval` mode.
+
+    FileNotFoundError where there is no folder; ValueError if it is cut, foreign, of another
+    version, or of parts that do not belong together.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not (folder / "settings.json").is_file():
+        raise ValueError(f"{folder} is no folder of save_model: it has no settings.json")
+    settings = _read_json(folder / "settings.json", MODEL_VERSION)
+    for name, size in settings["sizes"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise ValueError(f"{folder} is damaged: {name} is cut, exchanged or absent")
+    if "encoder.json" in settings["sizes"]:
+        encoder = FrameEncoder.load(folder / "encoder.json")
+    else:
+        encoder = FolderEncoder.load(folder / "encoder")
+    saved = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+    if not settings["encoder"] == saved["encoder"] == encoder.fingerprint():
+        raise ValueError(f"{folder} has the weights of one model and the vocabularies of another")
+    with torch.random.fork_rng(devices=[]):  # what is drawn here does not move the caller's seed
+        model = _fitting(settings["model"], encoder, saved["weights"], "cpu")
+    model.load_state_dict(saved["weights"])
+    return model.eval(), encoder
+
+
+def _fitting(settings, encoder, weights, device):
+    """A new model of these settings, or ValueError if the weights are not of its shapes."""
+    arguments = {name: value for name, value in settings.items() if name != "class"}
+    kind = getattr(load_notebook(), settings["class"], None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise ValueError(f"the notebook has no model named {settings['class']}")
+    try:
+        with torch.device(device):
+            model = kind(table_sizes=encoder.table_sizes, **arguments)
+    except TypeError as error:
+        raise ValueError(f"no {settings['class']} has the settings {arguments}: {error}") from error
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    different = [name for name in expected | given if expected.get(name) != given.get(name)]
+    if different:
+        raise ValueError(f"settings and encoder make another model: {different[0]} differs")
+    return model
+
+
+def _refuse_foreign(folder):
+    """ValueError if a path holds anything but what `save_model` writes."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name another folder")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names - MODEL_FILES or (names and "settings.json" not in names):
+        raise ValueError(f"{folder} holds what save_model did not write; name another folder")
+    if names:
+        _read_json(folder / "settings.json", MODEL_VERSION)
+
+
+def _remove_model(folder):
+    """Remove the files that `save_model` writes, by name, and then the empty folder."""
+    for name in MODEL_FILES if folder.exists() else ():
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
 
 
 # ---- Commands ------------------------------------------------------------------------------------
