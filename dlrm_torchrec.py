@@ -4,10 +4,9 @@
     python dlrm_torchrec.py --plan-only 64
 
 One process (rank) a GPU with NCCL, or several on CPUs with gloo. A checkpoint is a folder of
-safetensors and JSON, without pickled code, for any ranks to read.
+safetensors and JSON, without pickled code, for any ranks to read. Only the tables are TorchRec's:
+its DLRM would need weights permuted, its TrainPipelineSparseDist a second loop; both are longer.
 """
-# Only the tables are TorchRec's: its DLRM would need weights permuted, its TrainPipelineSparseDist
-# a second loop; both are longer.
 
 import argparse
 import contextlib
@@ -62,7 +61,8 @@ TRAINABLE = ["table-wise", "row-wise", "big-row-wise", "table-row-wise"]
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    # On CPUs TorchRec's does not offer to split rows, although its operators can.
+    """On CPUs TorchRec's does not offer to split rows, although its operators can."""
+
     def sharding_types(self, compute_device_type):
         return super().sharding_types("cuda")
 
@@ -82,13 +82,15 @@ class ShardedTables(torch.nn.Module):
         return torch.stack([by_name[name] for name in self.names], dim=1)  # (B, T, D)
 
 
-class KeptPlan(planner.types.Stats):  # where the planner leaves its estimates
+class KeptPlan(planner.types.Stats):
+    """Where the planner leaves its estimates."""
+
     def log(self, *_, best_plan, **__):
         self.options = best_plan
 
 
-# TorchRec's planner, held to a strategy.
 def planner_of(table_sizes, strategy, topology, batch_size=None, stats=None):
+    """TorchRec's planner, held to a strategy."""
     constraints, fixed = {}, dict(compute_kernels=["fused"], min_partition=32)  # numbers of a row
     for t, rows in enumerate(table_sizes):
         kind = STRATEGIES[strategy][0 if rows > 1_000_000 else 1]
@@ -237,8 +239,8 @@ def from_notebook(folder, weights, sums=()):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-# The ids of a `Batch` as TorchRec takes them, with keys t0, t1, ...
 def to_keyed_jagged(batch):
+    """The ids of a `Batch` as TorchRec takes them, with keys t0, t1, ..."""
     bags = zip(batch.indices, batch.offsets, strict=True)
     lengths = torch.cat([dlrm_utils.offsets_to_lengths(starts, len(ids)) for ids, starts in bags])
     keys = [f"t{t}" for t in range(len(batch.indices))]
@@ -251,21 +253,19 @@ def own_batch(data, numbers):
     return batch._replace(indices=[to_keyed_jagged(batch)], offsets=[])
 
 
-# The processed data; ValueError where this number of processes cannot train on them.
 def opened(arguments):
+    """The processed data; ValueError where this number of processes cannot train on them."""
     data, world = dlrm_utils.load_criteo(arguments.processed), dist.get_world_size()
     if arguments.batch_size % world or not 0 < arguments.batch_size <= len(data.train):
-        raise ValueError(
-            f"--batch-size must be a multiple of {world}, and at most {len(data.train)}"
-        )
+        raise ValueError(f"--batch-size must be a multiple of {world}, at most {len(data.train)}")
     if arguments.sharding == "row-wise" and min(data.table_sizes) < world:
         raise ValueError(f"a table has fewer rows than {world} ranks: use --sharding big-row-wise")
     return data
 
 
-# The notebook's scores on a range of rows, of which every rank predicts its share.
 @torch.no_grad()
 def evaluate(book, model, data, rows, device):
+    """The notebook's scores on a range of rows, of which every rank predicts its share."""
     rows = rows[: len(rows) // dist.get_world_size() * dist.get_world_size()]
     batch = own_batch(data, rows).to(device)
     probabilities = gathered(torch.sigmoid(model(*batch[:3])).cpu().numpy())
@@ -276,8 +276,8 @@ def say(text):
     print(text, flush=True) if dist.get_rank() == 0 else None
 
 
-# What a checkpoint says, or a new one of step 0; the state is filled accordingly.
 def resume(path, state, arguments, settings):
+    """What a checkpoint says, or a new one of step 0; the state is filled accordingly."""
     if path:
         return load(path, state, settings)
     if arguments.weights:
@@ -369,8 +369,8 @@ def compare_plans(gpus, batch_size, width=128):
 # ---- Command line --------------------------------------------------------------------------------
 
 
-# The arguments; where they are wrong, only rank 0 says so.
 def parsed(command_line):
+    """The arguments; where they are wrong, only rank 0 says so."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("processed", nargs="?", help="the processed Criteo folder, of dlrm_utils.py preprocess")
@@ -395,8 +395,8 @@ def parsed(command_line):
     return arguments
 
 
-# What the command line asks for; returns what `run` does.
 def main(command_line=None):
+    """What the command line asks for; returns what `run` does."""
     logging.disable(logging.WARNING)  # TorchRec warns of what it does by design
     logging.captureWarnings(True)
     arguments = parsed(command_line)

@@ -16,7 +16,7 @@ from dlrm_utils import preprocess_criteo
 
 # Before anything else runs: an import of ipywidgets fails, as on a machine that has none.
 NO_WIDGETS = 'import sys\nsys.modules["ipywidgets"] = None'
-WHERE_IT_ENDED = 'print("folder:", data.path.name, "rows:", len(data))'
+WHERE_IT_ENDED = 'print("folder:", clicks.path.name, "rows:", len(clicks))'
 
 
 def solutions():
@@ -73,7 +73,7 @@ def other_run(tmp_path_factory):
 def test_a_criteo_file_without_a_network_and_without_widgets(other_run):
     folder, text = other_run
     assert "folder: train rows: 7000" in text
-    assert "section 11 runs on random ratings" in text
+    assert "section 10 runs on made-up people" in text
     assert (folder / "train/source.json").exists() and not (folder / "data/ml-100k").exists()
 
 

@@ -155,6 +155,20 @@ def test_the_full_size_run_stays_below_6_gb_and_near_the_best_possible():
 # ---- The closed loop, world by world ---------------------------------------------------------
 
 
+def test_the_folded_table_of_ten_worlds_is_the_stored_one():
+    """Means, and in parentheses in how many worlds a way lies on that side of DLRM."""
+    worlds = measured("closed_loop").pivot(index="world", columns="way")
+    text = (ROOT / "DLRM.ipynb").read_text(encoding="utf-8")
+    for way in measured("closed_loop")["way"].unique():
+        cells = []
+        for measure in ("clicks", "kinds", "channels", "extremity"):
+            change = worlds[measure][way] - worlds[measure]["DLRM"]
+            agreeing = (np.sign(change) == np.sign(change.mean())).sum()
+            count = "" if way == "DLRM" else f" ({agreeing})"
+            cells.append(f"{worlds[measure][way].mean():.2f}{count}")
+        assert f"| {way} | {' | '.join(cells)} |" in text
+
+
 def conclusions():
     """For each conclusion of the notebook, in which worlds it holds."""
     worlds = measured("closed_loop").pivot(index="world", columns="way")

@@ -1,7 +1,7 @@
 """The closed loop in ten worlds, under every recommender and remedy: means of the last rounds.
 
 Writes figures/measured/closed_loop.csv; a test counts in how many worlds the conclusions hold. A
-number as argument gives another count of worlds. Some 10 minutes.
+number as argument gives another count of worlds. Some 7 minutes.
 """
 
 import sys
