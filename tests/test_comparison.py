@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.sparse import hstack
+from scipy.stats import ttest_ind
 from sklearn import linear_model
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
@@ -62,6 +63,28 @@ def test_factorization_machine_equals_the_loop_over_pairs(notebook):
             for i in column[b]
         )
         assert math.isclose(result[b].item(), additive + pairs, rel_tol=1e-4, abs_tol=1e-4)
+
+
+def test_equal_models_pass_for_clear_less_than_once_in_twenty():
+    """Appendix B's rule, on 20,000 pairs of three runs from one distribution."""
+    rng = np.random.default_rng(0)
+    p = ttest_ind(*rng.normal(size=(2, 3, 20_000)), equal_var=False).pvalue
+    assert 0.01 < (p < 0.05).mean() < 0.05
+
+
+def test_complete_separation_of_three_runs_is_luck_once_in_ten():
+    one, other = np.random.default_rng(0).normal(size=(2, 3, 20_000))
+    apart = (one.max(0) < other.min(0)) | (other.max(0) < one.min(0))
+    assert abs(apart.mean() - 0.1) < 0.01
+
+
+def test_without_a_bias_a_cross_layer_only_scales_its_input(notebook):
+    batch, _ = random_batch()
+    model = notebook.DCN(SIZES, 2, 2, [3], num_dense=4)
+    x0 = x = notebook.side_by_side(model.tables, *batch[:3]).detach()
+    for weights in model.cross:
+        x = x0 * weights(x) + x
+    assert torch.allclose(x * x0[:, :1], x0 * x[:, :1], atol=1e-5)  # the same direction
 
 
 def test_plain_mlp_equals_its_layers_by_hand(notebook):

@@ -42,8 +42,15 @@ def one_step(model, optimizer, batch):
     optimizer.step()
 
 
+def unstacked_state(state, table_sizes):
+    """The inverse of the notebook's `stacked_state`."""
+    rest = dict(state)
+    tables = rest.pop("tables.weight").split(list(table_sizes))
+    return {f"tables.{t}.weight": table for t, table in enumerate(tables)} | rest
+
+
 def assert_same_weights(notebook, taught, stacked, atol=1e-6):
-    state = notebook.unstacked_state(stacked.state_dict(), SIZES)
+    state = unstacked_state(stacked.state_dict(), SIZES)
     assert list(state) == list(taught.state_dict())
     for name, weight in taught.state_dict().items():
         assert torch.allclose(weight, state[name], atol=atol), name
