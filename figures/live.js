@@ -50,7 +50,7 @@ function plane(arrows) {
     while (labels.some(covers)) label.y += size / 4;
     labels.push(label);
   }
-  labels.push({ name: "funny", x: .8 * edge, y: size }, { name: "scary", x: 0, y: size - edge });
+  labels.push({ name: "funny", x: .77 * edge, y: size }, { name: "scary", x: 0, y: size - edge });
   const line = ({ at: [x, y], truly: [u, v] = [], colour, dashes = "" }) => `<g stroke="${colour}">
     <path d="M${u ?? 0} ${-(v ?? 0)}L${x} ${-y}" stroke-dasharray="${dashes}"/>
     <circle cx="${x}" cy="${-y}" r="${size / 4}" fill="${colour}"/>

@@ -1,4 +1,4 @@
-// Without this script the page is whole; with it the contents follow and wide boxes take the keyboard.
+// With it the contents follow, and a box that scrolls can be reached with the keyboard.
 const contents = document.querySelector("nav details");
 const links = [...contents.querySelectorAll("a")];
 const headings = links.map(link => document.querySelector(link.getAttribute("href")));
