@@ -77,7 +77,7 @@ const pictures = {
       const { weights, plane: points } = n.stages[ids("stage")[0] ?? 0];
       const scored = score(weights), truths = n.truth && score(n.truth);
       const films = scored.map((film, id) => ({ ...film, name: n.films[id], at: film.vectors[2],
-        colour: colours[n.kinds[id]], ...(truths && { at: points[id], truly: truths[id].vectors[2],
+        colour: colours[n.kinds[id]], ...(truths && { at: points[id - 1], truly: truths[id].vectors[2],
           truth: truths[id].probability }) })).slice(1);
       const [fromDense, viewer, , time] = (truths ?? scored)[0].vectors, dashes = [.07, .07];
       const arrows = [...films, { at: viewer, name: n.who, colour: "currentColor", dashes },
@@ -97,8 +97,8 @@ const pictures = {
       for (const { parentNode: label, checked } of form.querySelectorAll("[name=film]"))
         label.hidden = !checked && !(found.test(label.textContent) && free-- > 0);
       const liked = ticked.map(place => n.films[place - 1][1]), colour = "#3f9a6a";
-      const score = own => dlrm(n.weights, n.dense, [liked, ...own]);
-      const scored = n.films.map(([name, , ...own]) => ({ name, colour, ...score(own) }));
+      const score = own => dlrm(n.weights, n.dense, [...own, liked]);
+      const scored = n.films.map(([name, , own]) => ({ name, colour, ...score(own) }));
       const ten = scored.filter((_, k) => !ticked.includes(k + 1)).sort(byProbability).slice(0, 10);
       return [`You ticked ${ticked.length}. First is ${ten[0].name}.`, ranking(ten)];
     },
