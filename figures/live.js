@@ -77,8 +77,8 @@ const pictures = {
       const { weights, plane: points } = n.stages[ids("stage")[0] ?? 0];
       const scored = score(weights), truths = n.truth && score(n.truth);
       const films = scored.map((film, id) => ({ ...film, name: n.films[id], at: film.vectors[2],
-        colour: colours[n.kinds[id]], ...(truths && { at: points[id - 1], truly: truths[id].vectors[2],
-          truth: truths[id].probability }) })).slice(1);
+        colour: colours[n.kinds[id]], ...(truths && { at: points[id - 1],
+          truly: truths[id].vectors[2], truth: truths[id].probability }) })).slice(1);
       const [fromDense, viewer, , time] = (truths ?? scored)[0].vectors, dashes = [.07, .07];
       const arrows = [...films, { at: viewer, name: n.who, colour: "currentColor", dashes },
         { at: time, name: n.hours[hour], colour: "#3f9a6a", dashes }];

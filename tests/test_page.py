@@ -1,4 +1,4 @@
-"""The page and its live pictures, in a real browser: they count as PyTorch does, and ask no network.
+"""The page and its live pictures in a real browser: they count as PyTorch does, without a network.
 
 Skipped where playwright or Chromium is missing.
 """
