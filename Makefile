@@ -10,7 +10,8 @@ BENCHMARKS := $(filter-out %/shared.py, $(wildcard tests/benchmarks/*.py))
 run: $(READY)  ## run the notebook on toy data; an executed copy and an HTML page in build/
 	mkdir -p build data && cp -R figures build/
 	$(BIN)/python -m papermill --progress-bar DLRM.ipynb build/DLRM.ipynb
-	$(BIN)/python -m nbconvert --log-level=ERROR --to html build/DLRM.ipynb
+	$(BIN)/python -m nbconvert --log-level=ERROR --to html --template page \
+	    --TemplateExporter.extra_template_basedirs=figures build/DLRM.ipynb
 	@echo "Executed notebook: build/DLRM.ipynb   Page: build/DLRM.html"
 
 check: lint  ## after each edit: lint, layout and the fast tests
@@ -33,19 +34,18 @@ benchmark: $(READY)  ## measure; each program prints a small table
 execute: $(READY)  ## after an edit: run the notebook in place, top to bottom, so that it can be committed
 	$(BIN)/python -m nbconvert --log-level=ERROR --to notebook --execute --inplace \
 	    --coalesce-streams --ExecutePreprocessor.record_timing=False DLRM.ipynb
-	$(BIN)/python -c "$$WITHOUT_WIDGETS"
+	$(BIN)/python -c "$$WITHOUT_RATINGS"
 
-# The sliders need a front end: neither their state nor their one-line text is stored.
-define WITHOUT_WIDGETS
+# MovieLens may not be passed on: what the ratings taught is not stored in the notebook.
+define WITHOUT_RATINGS
 import nbformat
 notebook = nbformat.read("DLRM.ipynb", 4)
-notebook.metadata.pop("widgets", None)
 for cell in notebook.cells:
-    if "interact(" in cell.source:
-        cell.outputs = [output for output in cell.outputs if output.output_type == "stream"]
+    if cell.id == "section-10-live":
+        cell.outputs = []
 nbformat.write(notebook, "DLRM.ipynb")
 endef
-export WITHOUT_WIDGETS
+export WITHOUT_RATINGS
 
 figures: $(READY)  ## draw figures/*.svg again
 	$(BIN)/python figures/make_figures.py
