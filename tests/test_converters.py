@@ -1,5 +1,7 @@
 """Sparse indices/offsets converters, against multi-hot matrices, EmbeddingBag and naive slicing."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_utils import Batch, lengths_to_offsets, offsets_to_lengths, to_bags, to_offsets
+import dlrm_utils
+from dlrm_utils import (
+    Batch,
+    lengths_to_offsets,
+    offsets_to_lengths,
+    one_id_each,
+    to_bags,
+    to_offsets,
+)
 
 TABLE_ROWS = 12
 ragged_bags = st.lists(st.lists(st.integers(0, TABLE_ROWS - 1), max_size=6), max_size=20)
@@ -126,3 +136,130 @@ def test_take_selects_whole_bags(bags, data):
     taken = batch.take(rows)
     assert to_bags(taken.indices[0], taken.offsets[0]) == [bags[row] for row in rows]
     assert taken.labels.tolist() == rows and torch.equal(taken.dense, batch.dense[rows])
+
+
+# ---- Which rows ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def six():
+    """Six rows: row r has the number r, the bag of r ids r, and the label r % 2."""
+    indices, offsets = to_offsets([[r] * r for r in range(6)])
+    dense = torch.arange(6.0)[:, None]
+    return Batch(dense, [indices], [offsets], torch.arange(6.0) % 2)
+
+
+def rows_of(batch):
+    """The rows that a part of `six` holds, read from its numbers; its bags and labels agree."""
+    rows = batch.dense.flatten().long().tolist()
+    assert to_bags(batch.indices[0], batch.offsets[0]) == [[r] * r for r in rows]
+    assert batch.labels.tolist() == [r % 2 for r in rows]
+    return rows
+
+
+@given(st.data())
+def test_rows_are_read_as_numpy_reads_an_index(data):
+    total = data.draw(st.integers(1, 12))
+    ends = st.one_of(st.none(), st.integers(-15, 15))
+    step = st.one_of(st.none(), st.integers(-3, 3).filter(bool))
+    index = data.draw(
+        st.one_of(
+            st.lists(st.integers(-total, total - 1), max_size=8),
+            st.lists(st.booleans(), min_size=total, max_size=total),
+            st.builds(slice, ends, ends, step),
+            st.integers(-total, total - 1),
+        )
+    )
+    numpy_index = np.array(index, dtype=int) if index == [] else index
+    expected = np.atleast_1d(np.arange(total)[numpy_index]).tolist()
+    forms = [index]
+    if isinstance(index, list) and index:
+        forms += [np.array(index), torch.tensor(index), pd.Series(index), tuple(index)]
+    for form in forms:
+        found = dlrm_utils._row_numbers(form, total)
+        assert found.tolist() == expected and found.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ([True, False, True, False, False, True], [0, 2, 5]),
+        (torch.arange(6) > 3, [4, 5]),
+        (slice(0, 2), [0, 1]),
+        (slice(None, None, -2), [5, 3, 1]),
+        (range(4, 0, -2), [4, 2]),
+        (range(0), []),
+        ([], []),
+        ([-1, 0, -1], [5, 0, 5]),
+        (np.array([3, 3], dtype=np.uint8), [3, 3]),
+        (3, [3]),
+    ],
+)
+def test_take_of_every_form(six, rows, expected):
+    assert rows_of(six.take(rows)) == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[0.9, 1.9], [0.0, 1.0], [6], [-7], range(5, 7), ["0"], [[0, 1]], [True, False], [True] * 7],
+)
+def test_take_refuses_fractions_rows_outside_and_masks_of_another_length(six, rows):
+    with pytest.raises(IndexError, match="row"):
+        six.take(rows)
+
+
+def test_take_looks_at_the_rows_asked_for_alone(six):
+    """Bags elsewhere may even be nonsense: whatever reads them all would notice."""
+    broken = six._replace(offsets=[torch.tensor([0, 0, 1, 99, -5, 10])])
+    assert broken.take([1]).indices[0].tolist() == [1]
+
+
+# ---- Parts that do not belong together -------------------------------------------------------
+
+
+def test_parts_of_a_batch_that_disagree_are_refused(six):
+    dense, indices, offsets, labels = six
+    with pytest.raises(ValueError, match="1 tables have ids, but 0"):
+        Batch(dense, indices, [], labels)
+    with pytest.raises(ValueError, match="table 0 has 5 bags, but there are 6 rows"):
+        Batch(dense, indices, [offsets[0][:5]], labels)
+    with pytest.raises(ValueError, match="2 labels, but 6 rows"):
+        Batch(dense, indices, offsets, labels[:2])
+
+
+def test_one_id_each_against_bags_of_one():
+    batch = one_id_each([[1], [2], [3]], [[4, 5, 6], np.array([7, 8, 9])], [0, 1, 1])
+    assert batch.dense.dtype == batch.labels.dtype == torch.float32
+    for ids, indices, offsets in zip([[4, 5, 6], [7, 8, 9]], batch.indices, batch.offsets):
+        assert to_bags(indices, offsets) == [[i] for i in ids]
+
+
+@pytest.mark.parametrize("ids", [[[4, 5]], [[4, 5, 6], [4, 5, 6, 7]], [[0.5, 1.0, 2.0]]])
+def test_one_id_each_refuses_missing_ids_and_fractions(ids):
+    with pytest.raises(ValueError, match="table [01]"):
+        one_id_each([[1], [2], [3]], ids)
+
+
+# ---- The progress bar ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_notebook", [False, True])
+def test_a_bar_is_drawn_on_the_right_stream_and_takes_only_itself_away(
+    in_notebook, monkeypatch, capsys
+):
+    """On stdout a notebook keeps it in its cell; in a terminal stdout may go to a file."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if in_notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    print("before")
+    assert list(dlrm_utils.progress(range(3), delay=0, desc="counting")) == [0, 1, 2]
+    out, err = capsys.readouterr()
+    drawn = out.removeprefix("before\n") if in_notebook else err
+    assert out.startswith("before\n") and "counting" in drawn
+    assert drawn.endswith("\r") and drawn.split("\r")[-2].strip() == ""
+    assert in_notebook or out == "before\n"
+
+
+def test_short_work_draws_nothing(capsys):
+    assert list(dlrm_utils.progress(range(3))) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")

@@ -48,6 +48,43 @@ def test_an_absent_package_and_what_needs_it_are_left_out(tmp_path):
     assert not hasattr(book, "no_such_package")
 
 
+def test_after_an_absent_package_other_mistakes_are_still_seen(tmp_path):
+    absent, mistake = "import no_such_package", "class Typo(nn_Module):\n    pass"
+    with pytest.raises(NameError, match="nn_Module"):
+        load_notebook(written(tmp_path / "book.ipynb", (absent, []), (mistake, [])))
+
+
+def test_what_needs_what_needs_an_absent_package_is_left_out(tmp_path):
+    chain = "import no_such_package as gone\nclass A(gone.B):\n    pass\nclass C(A):\n    pass"
+    book = load_notebook(written(tmp_path / "book.ipynb", (chain, []), ("def f():\n    1", [])))
+    assert hasattr(book, "f") and not hasattr(book, "A") and not hasattr(book, "C")
+
+
+def test_an_absent_package_within_a_function_of_an_example_is_not_hidden(tmp_path):
+    cell = "def f():\n    import no_such_package\nvalue = f()"
+    with pytest.raises(ModuleNotFoundError):
+        load_notebook(written(tmp_path / "book.ipynb", (cell, ["example"])))
+
+
+def test_magic_lines_are_skipped(tmp_path):
+    cell = "%matplotlib inline\n!ls\ndef f(x):\n    return x\n\n%time f(1)"
+    book = load_notebook(written(tmp_path / "book.ipynb", (cell, [])))
+    assert book.f(3) == 3
+
+
+def test_a_real_mistake_in_the_language_is_named(tmp_path):
+    with pytest.raises(SyntaxError):
+        load_notebook(written(tmp_path / "book.ipynb", ("def f(:", [])))
+
+
+def test_constants_in_capitals_are_taken(tmp_path):
+    cells = "SIZE = 3\nSIZES = [SIZE, 2 * SIZE]\nROWS = print('computed')\nX = small = 1\nd = {}"
+    later = "d['A'] = SIZE\ndef f(x=SIZE, y=SIZES):\n    return x, y"
+    book = load_notebook(written(tmp_path / "book.ipynb", (cells, []), (later, [])))
+    assert book.f() == (3, [3, 6])
+    assert not {"ROWS", "X", "small", "d"} & set(vars(book))
+
+
 def test_a_mistake_in_the_notebook_is_not_hidden(tmp_path):
     with pytest.raises(NameError, match="forgotten"):
         load_notebook(written(tmp_path / "book.ipynb", ("class A(forgotten):\n    pass", [])))
