@@ -6,6 +6,11 @@ import pytest
 
 import dlrm_utils
 
+try:
+    from data.toy_clicks import write_toy_criteo
+except ImportError:
+    from dlrm_utils import write_toy_criteo  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,5 +24,5 @@ def notebook():
 def toy(tmp_path_factory):
     """60,000 toy clicks as CriteoData, for every test that needs some; not to be changed."""
     raw = tmp_path_factory.mktemp("shared") / "toy.txt"
-    dlrm_utils.write_toy_criteo(raw, 60_000)
+    write_toy_criteo(raw, 60_000)
     return dlrm_utils.preprocess_criteo(raw, raw.with_suffix(""), min_count=10, progress=False)

@@ -55,7 +55,9 @@ def main(rows=1_000_000, path=ROOT / "dlrm_utils.py"):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     ids = sum(int(column.sum()) for column in batch.indices)
     print(f"{path}: {len(frame):,} rows; FrameEncoder with {len(NUMBERS)} and {len(NAMES)} columns")
-    print(f"fit {fit:.2f} s, transform {transform:.2f} s, peak memory {peak:.2f} GB, sum of ids {ids}")
+    print(
+        f"fit {fit:.2f} s, transform {transform:.2f} s, peak memory {peak:.2f} GB, sum of ids {ids}"
+    )
     print(f"Batch.take of 256 rows {take * 1e3:.1f} ms; to_offsets of as many ids {offsets:.2f} s")
 
 
