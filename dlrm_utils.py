@@ -1,6 +1,7 @@
 """The companion of DLRM.ipynb: it turns tables of ids and numbers into model input.
 
     python dlrm_utils.py preprocess data/toy.txt data/toy
+    python dlrm_utils.py predict MODEL IN OUT
 
 Shapes: B rows in a batch, N rows in a file, nnz ids in a batch (all bags together).
 """
@@ -573,7 +574,7 @@ def _refuse(values, wrong, what):
         raise ValueError(f"column {values.name!r}, row {row!r}: {value!r} is {what}")
 
 
-# ---- Criteo's columns ----------------------------------------------------------------------------
+# ---- A folder of memory-mapped arrays ------------------------------------------------------------
 
 NUM_DENSE, NUM_TABLES = 13, 26
 INTEGERS = [f"I{k + 1}" for k in range(NUM_DENSE)]
@@ -585,106 +586,271 @@ CRITEO_KAGGLE_TABLE_SIZES = [
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,
     5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
 # fmt: on
-
-
-# log(1 + max(x, 0)), a missing integer as 0.
-def _log_counts(dense):
-    return np.log1p(np.maximum(dense, 0).astype(np.float32))
-
-
-# ---- Criteo: a folder of memory-mapped arrays ----------------------------------------------------
-
-FORMAT = "dlrm_utils.criteo 2"
-ARRAYS = {"labels": ("u1", ()), "dense": ("i4", (NUM_DENSE,)), "sparse": ("i4", (NUM_TABLES,))}
+KAGGLE_ROWS = 45_840_617
+FOLDER_VERSION, ENCODER_VERSION = "dlrm_utils.criteo 3", "dlrm_utils.FolderEncoder 1"
 RUN, RUNS_AT_ONCE = 1024, 256  # neighbouring rows, and how many such runs are mixed
+REMAKE = "python dlrm_utils.py preprocess RAW FOLDER"
 
 
 class CriteoFormatError(ValueError):
-    """A raw line or a processed folder that is not what it should be; the message says where."""
+    """Raw rows or a processed folder that are not what they should be; the message says where."""
+
+
+class FolderEncoder:
+    """Turns raw rows into a `Batch` by the vocabularies of a processed folder.
+
+    dense: "integer" or "float" for each numeric column; integers become log(1 + max(x, 0)),
+    floats sign(x) log(1 + |x|), a missing one 0. categorical: for each column its vocabulary's
+    kind, file, rows of its table and id of the missing value. label: a column's name.
+    """
+
+    def __init__(self, folder, content):
+        self.folder, self.content = Path(folder), content
+        self.label, self.dense = content["label"], content["dense"]
+        self.categorical, self.criteo = content["categorical"], content["criteo"]
+        self.table_sizes = [about["rows"] for about in self.categorical.values()]
+
+    @classmethod
+    def load(cls, folder):
+        """Open what `save` wrote, or the vocabularies of a processed folder."""
+        folder = Path(folder)
+        encoder = cls(folder, _read_json(folder / "encoder.json", ENCODER_VERSION))
+        for about in encoder.categorical.values():
+            path = folder / "vocabularies" / about["file"]
+            if not path.is_file() or path.stat().st_size != about["bytes"]:
+                raise ValueError(f"{path.name} is cut or absent")
+        return encoder
+
+    def save(self, folder):
+        """Copy the vocabularies, so that the processed folder is no longer needed."""
+        (Path(folder) / "vocabularies").mkdir(parents=True)
+        for about in self.categorical.values():
+            name = f"vocabularies/{about['file']}"
+            shutil.copyfile(self.folder / name, Path(folder) / name)
+        _write_json(Path(folder) / "encoder.json", ENCODER_VERSION, self.content)
+
+    def fingerprint(self):
+        """A hash of columns, kinds and all names: encoders that agree in it encode alike."""
+        return _hash_of(self.content)
+
+    def names(self, column):
+        """A column's names of ids 1, 2, ..., a polars Series; the missing one is None."""
+        about = self.categorical[column]
+        path = self.folder / "vocabularies" / about["file"]
+        if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != about["hash"]:
+            raise CriteoFormatError(f"{path} was changed after it was written")
+        names = pl.read_csv(path, schema={"id": pl.Int64, "name": pl.String})["name"]
+        missing = np.arange(1, len(names) + 1) == about["missing"]
+        return names.fill_null("").set(pl.Series(missing, dtype=pl.Boolean), None)
+
+    @functools.cached_property
+    def _indexes(self):
+        kinds = {column: about["kind"] for column, about in self.categorical.items()}
+        return {column: _NameIndex(_typed(self.names(column), kinds[column])) for column in kinds}
+
+    def encode(self, rows):
+        """A `Batch` of rows: raw Criteo lines (texts, or one text), with or without label, or a
+        DataFrame with this encoder's columns, where the label may be absent."""
+        if isinstance(rows, str):
+            rows = rows.splitlines()
+        if hasattr(rows, "columns"):
+            return self._batch(_as_polars(rows, [self.label, *self.dense, *self.categorical]))
+        return self.encode_text("".join(line.rstrip("\r\n") + "\n" for line in rows).encode())
+
+    def encode_text(self, text, name="lines", first_line=1):
+        """A `Batch` of whole raw Criteo lines as bytes."""
+        if not self.criteo:
+            raise ValueError(
+                "raw lines have Criteo's columns; encode a DataFrame with this encoder"
+            )
+        labelled = text.split(b"\n", 1)[0].count(b"\t") != len(COLUMNS) - 2
+        if not labelled:
+            text = b"0\t" + text.removesuffix(b"\n").replace(b"\n", b"\n0\t") + b"\n"
+        frame = _parsed(text, name, first_line)
+        return self._batch(frame if labelled else frame.drop("label"))
+
+    def _batch(self, frame, place="frame"):
+        absent = [name for name in [*self.dense, *self.categorical] if name not in frame.columns]
+        if absent:
+            raise ValueError(f"the {place} has no column {absent[0]!r}; it has {frame.columns}")
+        if self.criteo:
+            frame = frame.with_columns(pl.col(CATEGORIES).cast(pl.String).str.to_lowercase())
+        columns = _Columns(
+            self.label if self.label in frame.columns else None,
+            list(self.dense),
+            list(self.categorical),
+            self.criteo,
+        )
+        frame = _checked_rows(frame, columns, place, 1)
+        ids = []
+        for name, about in self.categorical.items():
+            column = frame[name]
+            if about["kind"] == "hex" and column.dtype == pl.String:
+                column = _typed(column, "hex")
+            elif column.null_count() < len(column) and _kind_of(column.dtype) != about["kind"]:
+                found = f"{_kind_of(column.dtype)} ({column.dtype}), not {about['kind']}"
+                raise ValueError(f"column {name!r} holds {found} as the vocabulary does")
+            ids.append(self._indexes[name].ids(column))
+        labels = frame[self.label].to_numpy() if columns.label else None
+        return one_id_each(_model_numbers(_numbers_of(frame, self.dense), self.dense), ids, labels)
+
+
+class _NameIndex:
+    """Ids of names, by a hash table of the names: 1, 2, ... in their order, 0 for any other."""
+
+    def __init__(self, names):
+        missing = names.is_null().arg_true()
+        self.missing = missing[0] + 1 if len(missing) else 0
+        self.index = pd.Index(_keys(names))
+
+    def ids(self, values):
+        """(len(values),) int32."""
+        if values.dtype.is_integer():
+            found = self.index.get_indexer(_keys(values)) + 1
+        else:  # Python meets each distinct text once
+            distinct = values.unique(maintain_order=True).alias("name").to_frame()
+            places = pl.Series("id", self.index.get_indexer(_keys(distinct["name"])) + 1)
+            named = distinct.with_columns(places)
+            frame = values.alias("name").to_frame()
+            joined = frame.join(
+                named, on="name", how="left", nulls_equal=True, maintain_order="left"
+            )
+            found = joined["id"].to_numpy()
+        return np.where(values.is_null().to_numpy(), self.missing, found).astype(np.int32)
+
+
+def _keys(values):
+    """What an index looks up; a missing value, which is looked up elsewhere, as no name."""
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64).fill_null(np.iinfo(np.int64).min).to_numpy()
+    return np.array(values.to_list(), dtype=object)
+
+
+def _kind_of(dtype):
+    """How a column's values are kept as names, or None if they cannot be."""
+    if dtype.is_integer() and dtype != pl.UInt64:
+        return "integer"
+    if dtype.is_float():
+        return "float"
+    return None if dtype.is_nested() or dtype in (pl.Binary, pl.Object) else "text"
+
+
+def _typed(names, kind):
+    """Names as text in the type of their column."""
+    if kind == "hex":
+        return names.str.to_integer(base=16, dtype=pl.UInt32)
+    return names.cast({"integer": pl.Int64, "float": pl.Float64, "text": pl.String}[kind])
+
+
+def _as_polars(frame, names):
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    columns = {name: frame[name] for name in names if name in frame.columns}
+    values = {name: c.astype(object).where(c.notna(), None).tolist() for name, c in columns.items()}
+    return pl.DataFrame(values, strict=True)
+
+
+def _numbers_of(frame, kinds):
+    """The numeric columns, (n, n_dense): int32 if all are integers, else float64."""
+    if all(kind == "integer" for kind in kinds.values()):
+        columns = frame.select(pl.col(list(kinds)).cast(pl.Int32).fill_null(MISSING))
+        return columns.to_numpy(order="c").reshape(len(frame), len(kinds)).astype(np.int32)
+    columns = frame.select(pl.col(list(kinds)).cast(pl.Float64).fill_null(math.nan))
+    return columns.to_numpy(order="c")
+
+
+def _model_numbers(numbers, kinds):
+    """What the model reads, float32; of integers log(1 + max(x, 0)), a missing one as 0."""
+    if numbers.dtype == np.int32:
+        return np.log1p(np.maximum(numbers, 0).astype(np.float32))
+    numbers = np.nan_to_num(numbers)
+    counts = [kind == "integer" for kind in kinds.values()]
+    numbers[:, counts] = np.maximum(numbers[:, counts], 0)
+    return (np.sign(numbers) * np.log1p(np.abs(numbers))).astype(np.float32)
 
 
 class CriteoData:
-    """Criteo rows on disk, in the raw file's order; nothing is read before it is asked for.
+    """Rows on disk, in the raw file's order; nothing is read before it is asked for.
 
-    labels (N,) uint8; dense (N, 13) int32 as read, `MISSING` where empty; sparse (N, 26) int32 ids.
-    table_sizes: 26 ints. block_offsets: 8 ints, the bounds of 7 equal blocks of rows. train, test,
-    validation: ranges of rows: blocks 1 to 6, the first and the second half of block 7.
-    vocabularies: for each table the categories of ids 1, 2, ... as bytes, b"" the missing one.
+    labels (N,) uint8; dense (N, n_dense) int32 as read, `MISSING` where empty, or float64 and NaN
+    where a column has fractions; sparse (N, tables) int32 ids. table_sizes: an int a table.
+    train, test, validation: ranges of rows, of one file blocks 1 to 6, the first and the second
+    half of block 7. block_offsets: the 8 bounds of the blocks. source: what it was made from.
+    encoder: a `FolderEncoder`, which turns raw rows into a `Batch`.
     """
 
     def __init__(self, folder):
         self.path = Path(folder)
-        self.source = json.loads((self.path / "source.json").read_text(encoding="utf-8"))
-        if self.source.pop("format") != FORMAT:
-            raise ValueError("source.json names another format")
-        kinds = [(self.path / f"{name}.npy", *kind) for name, kind in ARRAYS.items()]
-        self.labels, self.dense, self.sparse = itertools.starmap(_mapped, kinds)
-        if not len(self.labels) == len(self.dense) == len(self.sparse):
-            raise ValueError("the arrays differ in length")
-        files = [self.path / f"vocabularies/{column}.npy" for column in CATEGORIES]
-        self.vocabularies = [_mapped(file, "S8") for file in files]
-        self.table_sizes = [1 + len(categories) for categories in self.vocabularies]
-        bounds = self.block_offsets = _block_offsets(len(self))
-        middle = (bounds[6] + bounds[7] + 1) // 2
-        self.train, self.test = range(bounds[6]), range(bounds[6], middle)
-        self.validation = range(middle, bounds[7])
-        self._read = set()  # runs of rows that were asked for of late
+        about = _read_json(self.path / "source.json", FOLDER_VERSION)
+        self.source = about["source"]
+        self.encoder = FolderEncoder.load(self.path)
+        self.table_sizes, self.encode = self.encoder.table_sizes, self.encoder.encode
+        shapes = _shapes(self.encoder.dense, len(self.table_sizes))
+        for name, (dtype, row_shape) in shapes.items():
+            setattr(
+                self, name, _mapped(self.path / f"{name}.npy", dtype, (about["rows"], *row_shape))
+            )
+        self.block_offsets = [*_bounds(about["train_rows"], 6), about["rows"]]
+        first, last = self.block_offsets[6:]
+        middle = (first + last + 1) // 2
+        self.train, self.test = range(first), range(first, middle)
+        self.validation = range(middle, last)
 
     def __len__(self):
         return len(self.labels)
 
-    def batch(self, rows):
-        """A `Batch` of rows (a range, a slice, numbers): log(1 + max(x, 0)), missing as 0."""
-        if not isinstance(rows, slice):
-            rows = np.array(rows, dtype=np.int64)
-            self._read_ahead(set((rows % len(self) // RUN).tolist()) - self._read)
-        return one_id_each(_log_counts(self.dense[rows]), self.sparse[rows].T, self.labels[rows])
+    def __reduce__(self):  # a worker process opens the folder again, it is sent no arrays
+        return load_criteo, (self.path.absolute(),)
 
-    # Read whole runs of `shuffled_rows` once, so that the system holds their pages: the memory map
-    # alone would fetch them page by page, which takes a cold disk over ten times as long.
-    def _read_ahead(self, runs):
-        self._read = runs if len(self._read) > 4 * RUNS_AT_ONCE else self._read | runs
-        for array in (self.labels, self.dense, self.sparse) if runs else ():
+    def fingerprint(self):
+        """A hash of rows, options and vocabularies: a training goes on with the same one alone."""
+        return _hash_of([self.source, self.encoder.fingerprint()])
+
+    def batch(self, rows):
+        """A `Batch` of rows (a range, a slice, numbers, a mask) ready for the model."""
+        rows = _row_numbers(rows, len(self))
+        dense = _model_numbers(self.dense[rows], self.encoder.dense)
+        return one_id_each(dense, self.sparse[rows].T, self.labels[rows])
+
+    def read_ahead(self, rows):
+        """Read whole runs of rows once, so that the system holds their pages.
+
+        The memory map alone would fetch them one by one, ten times as slow from a cold disk.
+        """
+        runs = np.unique(_row_numbers(rows, len(self)) // RUN).tolist()
+        for array in (self.labels, self.dense, self.sparse):
             size = RUN * array.strides[0]
             with open(array.filename, "rb", buffering=0) as file:
-                for run in sorted(runs):
+                for run in runs:
                     file.seek(array.offset + run * size)
                     file.read(size)
 
-    def encode(self, lines):
-        """A `Batch` of raw Criteo lines (a list of texts, or one text), with or without label."""
-        lines = lines.splitlines() if isinstance(lines, str) else lines
-        labelled = any(line.count("\t") != len(COLUMNS) - 2 for line in lines)
-        lines = [line.rstrip("\r\n") if labelled else "0\t" + line.rstrip("\r\n") for line in lines]
-        frame = _parsed("".join(line + "\n" for line in lines).encode(), "lines", 1)
-        names = frame.select(pl.col(CATEGORIES).fill_null("").str.to_lowercase())
-        keys = [np.array(column.to_list(), "S8").view("u8") for column in names]
-        # get_indexer says -1 where a name is unknown; its id is 0.
-        ids = [index.get_indexer(k) + 1 for index, k in zip(self._indexes, keys, strict=True)]
-        return one_id_each(_log_counts(_integers(frame)), ids, frame["label"] if labelled else None)
 
-    @functools.cached_property
-    def _indexes(self):
-        return [pd.Index(categories.view("u8")) for categories in self.vocabularies]
+def _shapes(dense, tables):
+    """The folder's arrays: type, and shape of a row."""
+    kind = "i4" if all(kind == "integer" for kind in dense.values()) else "f8"
+    return {"labels": ("u1", ()), "dense": (kind, (len(dense),)), "sparse": ("i4", (tables,))}
 
 
-def _mapped(path, dtype, row_shape=()):
+def _mapped(path, dtype, shape):
     array = np.lib.format.open_memmap(path, mode="r")
-    if array.dtype != dtype or array.ndim == 0 or array.shape[1:] != row_shape:
+    if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}")
     return array
 
 
-# Bounds of the 7 blocks: equal, the first rows % 7 of them one row longer.
-def _block_offsets(rows):
-    size, longer = divmod(rows, 7)
-    return [b * size + min(b, longer) for b in range(8)]
+def _bounds(rows, blocks):
+    """Bounds of equal blocks of rows, the first rows % blocks of them one row longer."""
+    size, longer = divmod(rows, blocks)
+    return [b * size + min(b, longer) for b in range(blocks + 1)]
 
 
 def shuffled_rows(rows, seed):
-    """Row numbers in a random order that suits a file larger than memory, (len(rows),) int64."""
-    # Runs of 1,024 neighbouring rows are put in random order; then the rows of each 256 runs, 41 MB
-    # of the file, are mixed. Up to 262,144 rows this is any permutation.
+    """Row numbers in a random order that suits a file larger than memory, (len(rows),) int64.
+
+    Runs of 1,024 neighbouring rows are put in random order; then the rows of each 256 runs, 41 MB
+    of the file, are mixed. Up to 262,144 rows this is any permutation.
+    """
     rng = np.random.default_rng(seed)
     starts = rng.permutation(np.arange(0, len(rows), RUN))
     order = (starts[:, None] + np.arange(RUN)).ravel()
@@ -695,33 +861,533 @@ def shuffled_rows(rows, seed):
 
 
 def shuffled_batches(get_batch, rows, batch_size, num_epochs=1, seed=0, start=0, stop=None):
-    """Yield (step, done, get_batch(some rows)) for the steps start to stop of num_epochs."""
-    # done is the share of the training before the step. The order of an epoch follows from seed and
-    # its number alone, so a training can go on in the middle.
+    """Yield (step, done, get_batch(some rows)) for the steps start to stop of num_epochs.
+
+    done is the share of the training before the step. The order of an epoch follows from seed and
+    its number alone, so a training can go on in the middle. `CriteoData.batch` reads ahead.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; a batch has at least one row")
     steps_per_epoch = math.ceil(len(rows) / batch_size)
     total = num_epochs * steps_per_epoch
-    for step in progress(range(start, min(stop or total, total)), desc="training", unit="step"):
+    stop = total if stop is None else min(stop, total)
+    read_ahead = getattr(getattr(get_batch, "__self__", None), "read_ahead", None)
+    order, mixed, read = None, RUN * RUNS_AT_ONCE, 0
+    for step in progress(range(start, stop), desc="training", unit="step"):
         epoch, place = divmod(step, steps_per_epoch)
-        if step == start or place == 0:
-            order = shuffled_rows(rows, [seed, epoch])
-        yield step, step / total, get_batch(order[place * batch_size : (place + 1) * batch_size])
+        first, last = place * batch_size, min((place + 1) * batch_size, len(rows))
+        if order is None or place == 0:
+            order, read = shuffled_rows(rows, [seed, epoch]), first // mixed * mixed
+        while read_ahead and read < last:
+            read_ahead(order[read : read + mixed])
+            read += mixed
+        yield step, step / total, get_batch(order[first:last])
 
 
 def load_criteo(processed_folder):
     """Open a processed folder, whatever its size, in milliseconds, or raise CriteoFormatError."""
-    folder, advice = Path(processed_folder), "run python dlrm_utils.py preprocess RAW FOLDER"
+    folder = Path(processed_folder)
     if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}; {advice}")
+        raise FileNotFoundError(f"there is no folder {folder}; run {REMAKE}")
+    if not folder.is_dir():
+        found = f"{folder} is a file, not a processed folder"
+        raise CriteoFormatError(f"{found}; name another folder: {REMAKE}")
     try:
         return CriteoData(folder)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        found = f"{folder} is not a whole processed Criteo folder ({error})"
-        raise CriteoFormatError(f"{found}; name another, or delete it and {advice}") from error
+    except (ValueError, FileNotFoundError) as error:  # no other error tells of what it holds
+        found = f"{folder} is not a whole processed Criteo folder of this version ({error})"
+        raise CriteoFormatError(f"{found}; make one at another place: {REMAKE}") from error
 
 
-# ---- Criteo: from raw text to the folder ---------------------------------------------------------
-# Stage 1 writes what it reads as Arrow files; stage 2, a vocabulary and the ids of each column;
-# stage 3, the three arrays. Files get their names when they are whole: a stopped run goes on there.
+# ---- From any table to the folder ----------------------------------------------------------------
+# Stage 1 checks what it reads and writes it as Arrow files; stage 2 makes a vocabulary and the ids
+# of each column; stage 3, the arrays. Files get names when whole: a stopped run goes on there.
+
+PIECE = 1 << 24  # bytes of text parsed together
+PIECE_ROWS = 1 << 17  # rows of a table that are stored together
+LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
+
+
+class _Columns(NamedTuple):
+    label: str
+    dense: list
+    categorical: list
+    criteo: bool = False  # then floats without a fraction are integers, as in Criteo's own file
+
+
+def preprocess_table(
+    table, processed_folder, dense, categorical, label, min_count=1, max_table_rows=None,
+    progress=True,
+):  # fmt: skip
+    """Turn any table into a folder of arrays, with bounded memory, and open it as `CriteoData`.
+
+    table: a polars LazyFrame or DataFrame, or a path or several: .parquet or .csv, with a header.
+    dense: numeric columns; categorical: texts, integers, booleans, dates; label: 0 or 1. A CSV's
+    categories are texts. The vocabularies come from the training rows: of one table the first six
+    sevenths, of several files all but the last. The options are those of `preprocess_criteo`.
+    """
+    names = [label, *dense, *categorical]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"columns {sorted(map(str, twice))} are named twice")
+    columns = _Columns(label, list(dense), list(categorical))
+    if isinstance(table, pl.DataFrame | pl.LazyFrame):
+        lazy = _chosen(table.lazy(), columns, "the table")
+        prints, readers = (
+            [_rows_hash(lazy)],
+            [functools.partial(_read_table, lazy, columns, "table")],
+        )
+    else:
+        paths = _paths(table)
+        prints = [_fingerprint(path) for path in paths]
+        lazies = [_chosen(_scanned(path), columns, path) for path in paths]
+        readers = [
+            functools.partial(_read_table, lazy, columns, path)
+            for lazy, path in zip(lazies, paths, strict=True)
+        ]
+    options = _options(min_count, max_table_rows)
+    return _preprocess(readers, prints, Path(processed_folder), columns, options, progress)
+
+
+def preprocess_criteo(
+    raw_data_file, processed_folder, min_count=1, max_table_rows=None, progress=True
+):
+    """Turn Criteo rows, a path or several in order, into a folder of arrays and open it.
+
+    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits, empty where
+    missing; plain, .gz, or train.txt in a .tar.gz. Or a .csv or .parquet with columns label,
+    I1 to I13, C1 to C26, in any capitals. Of several files the last is test and validation.
+    processed_folder: opened if made before from the same rows and options, else refused.
+    min_count, max_table_rows: categories seen less often in the training part, or beyond that many
+    table rows, become id 0. A run that was stopped goes on from processed_folder + ".making".
+    CriteoFormatError, naming file, line and column, for a malformed line; for under 7 rows.
+    """
+    options, paths = _options(min_count, max_table_rows), _paths(raw_data_file)
+    columns = _Columns("label", INTEGERS, CATEGORIES, criteo=True)
+    if any(_is_table(path) for path in paths):
+        lazies = [_criteo_columns(_scanned(path), path) for path in paths]
+        readers = [
+            functools.partial(_read_table, lazy, columns, path)
+            for lazy, path in zip(lazies, paths, strict=True)
+        ]
+    else:
+        for path in paths:
+            _check_ends(path, through=len(paths) > 1)
+        readers = [functools.partial(_read_text, path) for path in paths]
+    prints = [_fingerprint(path) for path in paths]
+    return _preprocess(readers, prints, Path(processed_folder), columns, options, progress)
+
+
+def _options(min_count, max_table_rows):
+    """The options as Python's integers, or ValueError before any work is done."""
+    options = {"min_count": min_count, "max_table_rows": max_table_rows}
+    for name, value in options.items():
+        if value is None and name == "max_table_rows":
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+            raise ValueError(f"{name} is {value!r}; min_count and max_table_rows must be 1 or more")
+        options[name] = int(value)
+    return options
+
+
+def _paths(files):
+    several = isinstance(files, list | tuple)
+    paths = [Path(path) for path in (files if several else [files])]
+    for path in paths:
+        if not path.is_file():
+            found = f"there is no raw file {path}; data/README.md says where to get it"
+            raise FileNotFoundError(found)
+        if path.stat().st_size == 0:
+            raise CriteoFormatError(f"{path} is empty: it has 0 rows")
+    if not paths:
+        raise ValueError("there is no raw file to read: the list is empty")
+    return paths
+
+
+def _fingerprint(path):
+    """A hash of a file up to 64 MB. Of a larger one: size, time of change and 256 pieces, so that
+    an edit which keeps the size, sets the time back and misses the pieces is not noticed."""
+    about, digest = path.stat(), hashlib.sha256()
+    with open(path, "rb") as file:
+        if about.st_size <= 64 << 20:
+            digest.update(file.read())
+        else:
+            digest.update(str(about.st_mtime_ns).encode())
+            for k in range(256):
+                file.seek((about.st_size - 4096) * k // 255)
+                digest.update(file.read(4096))
+    return f"{about.st_size} bytes {digest.hexdigest()[:16]}"
+
+
+def _rows_hash(lazy):
+    """A hash of a table's rows and their order, found by reading it once."""
+    numbered = lazy.with_row_index("row number of the table")
+    print_of = pl.struct(pl.all()).hash().bitwise_xor()
+    found = numbered.select(print_of, pl.len().alias("rows")).collect(engine="streaming").row(0)
+    return f"{found[1]} rows {found[0]}"
+
+
+def _preprocess(readers, prints, folder, columns, options, show):
+    names = [columns.label, columns.dense, columns.categorical]
+    source = {"files": prints, "columns": names} | options
+    if folder.exists() and not folder.is_dir():
+        load_criteo(folder)  # says that it is a file
+    work = folder.with_name(f"{folder.name}.making")
+    if work.exists() or not _in_use(folder):
+        stages = work / STAGES / _hash_of([FOLDER_VERSION, source])
+        with _alone(work, folder):
+            if not _in_use(folder):  # another process may just have made it
+                _make(readers, folder, stages, columns, source, show)
+    data = load_criteo(folder)
+    if data.source != source:
+        raise ValueError(f"{folder} was made from {data.source}, not {source}; name another folder")
+    return data
+
+
+def _in_use(path):
+    return path.is_file() or (path.exists() and any(path.iterdir()))
+
+
+@contextlib.contextmanager
+def _alone(work, folder):
+    """Hold the lock in `work`; afterwards our stages go, unless they are worth going on from."""
+    others = {path.name for path in work.iterdir()} - {LOCK, STAGES} if work.exists() else set()
+    if others:
+        raise CriteoFormatError(f"{work} is in the way; move it, or name another folder")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / LOCK, timeout=0):
+            try:
+                yield
+            except CriteoFormatError:  # what was read of these rows is of no use
+                _tidy(work)
+                raise
+            except (OSError, pl.exceptions.PolarsError) as error:
+                if _disk_is_full(error):
+                    full = f"the disk is full; make room, run this again: {work} is kept ({error})"
+                    raise OSError(errno.ENOSPC, full) from error
+                raise
+            _tidy(work)
+    except Timeout:
+        raise RuntimeError(f"another process is making {folder}; wait for it") from None
+
+
+def _tidy(work):
+    """Remove what we made; the lock goes last, since it shows whose the rest is."""
+    shutil.rmtree(work / STAGES, ignore_errors=True)
+    (work / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else put a file there
+        work.rmdir()
+
+
+def _disk_is_full(error):
+    """Polars raises an error without a number, which names it in its text."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+
+
+def _make(readers, folder, stages, columns, source, show):
+    data = stages / "data"
+    for k, read in enumerate(readers):
+        done = stages / "parts" / f"{k:06}"
+        if not done.exists():
+            read(stages / "unfinished", show)
+            done.parent.mkdir(exist_ok=True)
+            os.rename(stages / "unfinished", done)
+    files = [sorted(path.iterdir()) for path in sorted((stages / "parts").iterdir())]
+    parts = list(itertools.chain(*files))
+    rows = sum(_rows_of(file) for file in files)
+    if rows < 7 or not _rows_of(files[-1]):
+        found = f"{source['files']} has {rows} rows; the seven blocks need at least one each"
+        raise CriteoFormatError(found)
+    train_rows = _bounds(rows, 7)[6] if len(files) == 1 else rows - _rows_of(files[-1])
+    numbered = _in_order(
+        lambda k: _number_column(stages, parts, columns, k, train_rows, source),
+        range(len(columns.categorical)),
+        2,
+    )
+    total = len(columns.categorical)
+    list(progress(numbered, desc="numbering categories", total=total, disable=not show))
+    described = [json.loads((stages / "ids" / f"{k}.json").read_text()) for k in range(total)]
+    dense = _dense_kinds(parts, columns)
+    content = {"label": columns.label, "dense": dense, "criteo": columns.criteo}
+    content["categorical"] = dict(zip(columns.categorical, described, strict=True))
+    _write_arrays(stages, parts, rows, content, show)
+    _write_json(data / "encoder.json", ENCODER_VERSION, content)
+    about = {"source": source, "rows": rows, "train_rows": train_rows}
+    _write_json(data / "source.json", FOLDER_VERSION, about)
+    for path in (data / "vocabularies", data):
+        _flush(path)
+    if folder.exists():
+        folder.rmdir()  # an empty one
+    os.rename(data, folder)
+    _flush(folder.parent)
+
+
+def _rows_of(parts):
+    return sum(_stored([part], pl.len()).item() for part in parts)
+
+
+def _stored(parts, columns):
+    return pl.scan_ipc(parts, glob=False).select(columns).collect()
+
+
+def _bunches(parts, size=16):
+    """Parts that are read together: some million rows of a column."""
+    return [parts[k : k + size] for k in range(0, len(parts), size)]
+
+
+def _number_column(stages, parts, columns, k, train_rows, source):
+    """Stage 2: a column's vocabulary, counted on the training rows, and the ids of all rows.
+
+    Memory follows the distinct names, not the rows: both are read in pieces.
+    """
+    name, done = columns.categorical[k], stages / "ids" / f"{k}.json"
+    if done.exists():
+        return
+    known = _counted(parts, name, train_rows)
+    kind = "hex" if known["name"].dtype == pl.UInt32 and columns.criteo else None
+    kept = known.filter(known["count"] >= source["min_count"])["name"]
+    if source["max_table_rows"]:
+        kept = kept[: source["max_table_rows"] - 1]  # id 0 has a row, too
+    index = _NameIndex(kept)
+    rows = _rows_of(parts)
+    pieces = (index.ids(_stored(bunch, name).to_series()) for bunch in _bunches(parts))
+    _save(stages / "ids" / f"{k}.npy", "i4", (rows,), pieces)
+    kind = kind or _kind_of(kept.dtype)
+    about = _write_names(stages / "data" / "vocabularies", columns, k, kept, kind, index.missing)
+    about["distinct"] = len(known)  # in all rows
+    with _replacing(done) as temporary:
+        temporary.write_text(json.dumps(about))
+
+
+def _counted(parts, name, train_rows):
+    """All names and how often training rows have each: falling, ties by first sight."""
+    sums = [pl.col("count").sum(), pl.col("first").min()]
+    known, waiting, first = None, [], 0
+    for bunch in _bunches(parts):
+        column = _stored(bunch, pl.col(name).alias("name")).with_columns(
+            row=pl.int_range(first, first + pl.len())
+        )
+        row = pl.col("row")
+        found = [(row < train_rows).sum().cast(pl.Int64).alias("count"), row.min().alias("first")]
+        waiting.append(column.group_by("name").agg(found))
+        first += len(column)
+        # Counts are added up when as many wait as names are known: each is touched a few times.
+        if known is None or sum(map(len, waiting)) > len(known):
+            known = pl.concat([*waiting, *([] if known is None else [known])])
+            known, waiting = known.group_by("name").agg(sums), []
+    known = pl.concat([known, *waiting]).group_by("name").agg(sums)
+    return known.sort(["count", "first"], descending=[True, False])
+
+
+def _write_names(folder, columns, k, names, kind, missing):
+    """A column's names as CSV, and what `FolderEncoder` has to know of them."""
+    name = columns.categorical[k]
+    plain = re.fullmatch("[A-Za-z0-9_]{1,60}", name)
+    alone = sum(name.lower() == other.lower() for other in columns.categorical) == 1
+    path = folder / (f"{name}.csv" if plain and alone else f"column {k + 1}.csv")
+    if kind == "hex":
+        digits = names.fill_null(0).to_numpy().astype(">u4").tobytes().hex().encode()
+        texts = pl.Series(np.frombuffer(digits, "S8").astype("U8"), dtype=pl.String)
+        texts = texts.set(names.is_null(), None)
+    else:
+        texts = names.cast(pl.String)
+    with _replacing(path) as temporary:
+        ids = pl.int_range(1, len(texts) + 1, eager=True)
+        pl.DataFrame({"id": ids, "name": texts}).write_csv(temporary)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    about = {"kind": kind, "file": path.name, "bytes": path.stat().st_size, "hash": digest}
+    return about | {"rows": len(names) + 1, "missing": missing}
+
+
+def _dense_kinds(parts, columns):
+    """Which numeric columns hold 32-bit integers alone, and which others."""
+    dense, kinds = columns.dense, dict.fromkeys(columns.dense, "integer")
+    for bunch in _bunches(parts):
+        frame = _stored(bunch, dense)
+        for name in dense:
+            column = frame[name]
+            fraction = column.dtype.is_float() and not (
+                columns.criteo and (column == column.round()).all()
+            )
+            if fraction or not (column.cast(pl.Float64).abs() < 2**31).all():
+                kinds[name] = "float"
+    return kinds
+
+
+def _write_arrays(stages, parts, rows, content, show, step=1 << 16):
+    """Stage 3: labels, numbers and ids, row by row."""
+    label, dense = content["label"], content["dense"]
+    tables = len(content["categorical"])
+    columns = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in range(tables)]
+    cuts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    ids = (np.array([column[cut] for column in columns]).T for cut in cuts)
+    pieces = {
+        "labels": (_stored([part], label).to_series().to_numpy() for part in parts),
+        "dense": (_numbers_of(_stored([part], list(dense)), dense) for part in parts),
+        "sparse": ids,
+    }
+    for name, (dtype, row_shape) in _shapes(dense, tables).items():
+        path = stages / "data" / f"{name}.npy"
+        if not path.exists():
+            bar = progress(pieces[name], desc=f"writing {path.name}", disable=not show)
+            _save(path, dtype, (rows, *row_shape), bar)
+
+
+def _save(path, dtype, shape, pieces):
+    """Write a .npy file piece by piece."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, dtype).data)
+
+
+# ---- Reading tables ------------------------------------------------------------------------------
+
+
+def _is_table(path):
+    """Whether a file is a parquet or a CSV with a header; CriteoFormatError for another archive."""
+    if path.suffix == ".parquet" or path.suffix == ".csv":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return True
+    if start[:2] == b"PK":
+        raise CriteoFormatError(f"{path} is a zip archive; unpack it, and give the file in it")
+    return False
+
+
+def _scanned(path):
+    """A LazyFrame of a .parquet or a .csv; CriteoFormatError if it is damaged or another kind."""
+    with open(path, "rb") as file:
+        start = file.readline(1 << 16)
+    try:
+        if start[:4] == b"PAR1":
+            lazy = pl.scan_parquet(path, glob=False)
+            lazy.collect_schema()
+            return lazy
+        if path.suffix == ".parquet" or b"\0" in start or start[:2] in (b"PK", b"\x1f\x8b"):
+            raise CriteoFormatError(f"{path} is no whole parquet file and no CSV; unpack archives")
+        header = start.decode("utf-8-sig").rstrip("\r\n")
+        separator = "\t" if "\t" in header else ","
+        names = [name.strip('"') for name in header.split(separator)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CriteoFormatError(f"{path}: its header names {twice[0]!r} twice")
+        return pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        raise CriteoFormatError(f"{path} is damaged, or not what its name says: {error}") from error
+
+
+def _chosen(lazy, columns, place):
+    """The named columns; a CSV's numbers are integers if all of them are written so."""
+    schema, wanted = lazy.collect_schema(), [columns.label, *columns.dense, *columns.categorical]
+    for name in wanted:
+        if name not in schema:
+            found = f"{place} has no column {name!r}; it has {list(schema)}"
+            raise CriteoFormatError(f"{found}; preprocess_table takes the names of your columns")
+    for name in columns.categorical:
+        if _kind_of(schema[name]) is None:
+            raise CriteoFormatError(f"{place}, column {name!r}: {schema[name]} is not one value")
+    texts = [name for name in columns.dense if schema[name] == pl.String]
+    digits = pl.col(texts).str.contains("^-?[0-9]{1,18}$").all()
+    whole = _collected(lazy.select(digits), place).row(0) if texts else ()
+    integers = [name for name, good in zip(texts, whole, strict=True) if good]
+    return lazy.select(wanted).with_columns(pl.col(integers).cast(pl.Int64))
+
+
+def _criteo_columns(lazy, path):
+    """A table with Criteo's columns in any capitals: its categories as text in small letters."""
+    schema = lazy.collect_schema()
+    found = {name.lower(): name for name in schema}
+    if len(found) < len(schema):
+        raise CriteoFormatError(f"{path} has columns that differ in capitals alone: {list(schema)}")
+    lazy = lazy.rename({found[name.lower()]: name for name in COLUMNS if name.lower() in found})
+    lazy = _chosen(lazy, _Columns("label", INTEGERS, CATEGORIES), path)
+    floats = [name for name in CATEGORIES if lazy.collect_schema()[name].is_float()]
+    lazy = lazy.with_columns(pl.col(floats).cast(pl.Int64))  # integers, among which some miss
+    text = pl.col(CATEGORIES).cast(pl.String).str.to_lowercase()
+    return lazy.with_columns(text.replace("", None))
+
+
+def _collected(lazy, place):
+    """What a query gives; a CSV or parquet that breaks off is named."""
+    try:
+        return lazy.collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise CriteoFormatError(f"{place} is damaged: {error}") from error
+
+
+def _batches(lazy, place):
+    """The rows in order, a DataFrame at a time."""
+    try:
+        yield from lazy.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise CriteoFormatError(f"{place} is damaged: {error}") from error
+
+
+def _read_table(lazy, columns, place, folder, show):
+    """Stage 1 of a table: check every row, and store it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = progress(_batches(lazy, place), desc=f"reading {place}", disable=not show)
+    first = 1
+    for frame in frames:
+        path = folder / f"{first:012}"
+        _checked_rows(frame, columns, place, first).write_ipc(path)
+        _flush(path)
+        first += len(frame)
+    if first == 1:
+        raise CriteoFormatError(f"{place} has 0 rows")
+    _flush(folder)
+
+
+def _checked_rows(frame, columns, place, first_row):
+    """Labels as 0 and 1, numbers as numbers, categories of a kept kind, or CriteoFormatError."""
+
+    def refuse(name, wrong, what):
+        if wrong.any():
+            row = wrong.arg_true()[0]
+            found = f"{place}, row {first_row + row}, column {name!r}"
+            raise CriteoFormatError(f"{found}: {frame[name][row]!r} is {what}")
+
+    made = {}
+    if columns.label is not None:
+        label = _as_numbers(frame[columns.label])
+        refuse(columns.label, ~label.is_in([0, 1]).fill_null(False), "not a label, 0 or 1")
+        made[columns.label] = label.cast(pl.UInt8)
+    for name in columns.dense:
+        column = frame[name]
+        made[name] = _as_numbers(column)
+        lost = made[name].is_null() & column.is_not_null()
+        refuse(name, lost & (column != "" if column.dtype == pl.String else True), "not a number")
+        if made[name].dtype.is_float():
+            refuse(name, made[name].is_infinite().fill_null(False), "infinite")
+            made[name] = made[name].fill_nan(None)
+    for name in columns.categorical:
+        kind = _kind_of(frame[name].dtype)
+        if kind is None:
+            refuse(name, pl.Series([True]), "not one value")
+        if kind == "text":
+            made[name] = frame[name].cast(pl.String)
+        elif kind == "float":
+            made[name] = frame[name].cast(pl.Float64).fill_nan(None)
+        else:
+            made[name] = frame[name]
+    return pl.DataFrame(made)
+
+
+def _as_numbers(column):
+    """Integers as they are, anything else as floats; null where it is no number."""
+    if column.dtype.is_integer() and column.dtype != pl.UInt64:
+        return column
+    if column.dtype.is_temporal() or column.dtype.is_nested():
+        return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
+    return column.cast(pl.Float64, strict=False)
+
+
+# ---- Reading Criteo's text -----------------------------------------------------------------------
 
 FIELDS = {"l": "[01]", "I": "(?:-?[0-9]{1,9})?", "C": "(?:[0-9a-fA-F]{8})?"}
 WANTED = {"l": "a label, 0 or 1", "I": "a 32-bit integer", "C": "a category of 8 hex digits"}
@@ -729,100 +1395,30 @@ TYPES = {"l": pl.UInt8, "I": pl.Int32, "C": pl.String}
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 LINE = "^" + "\t".join(FIELDS[column[0]] for column in COLUMNS) + "$"
 SCHEMA = {column: TYPES[column[0]] for column in COLUMNS}
-PIECE = 1 << 24  # bytes of text parsed together
 
 
-def preprocess_criteo(
-    raw_data_file, processed_folder, min_count=1, max_table_rows=None, progress=True
-):
-    """Turn raw Criteo text into a folder of arrays and open it.
+def _check_ends(path, through):
+    """Read a file's first line, and of a plain file the last one: a cut file is found at once.
 
-    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits, empty where
-    missing; plain, or packed as .gz, or as train.txt in a .tar.gz.
-    processed_folder: opened if made before from the same rows and options, else refused.
-    min_count, max_table_rows: categories seen less often in blocks 1 to 6, or beyond that many
-    table rows, become id 0. A run that was stopped goes on from processed_folder + ".making".
-    CriteoFormatError, naming file, line and column, for a malformed line; for under 7 rows.
+    through: read a packed file to its end, which is the only way to know that it is whole.
     """
-    raw, folder = Path(raw_data_file), Path(processed_folder)
-    if not raw.is_file():
-        raise FileNotFoundError(f"there is no raw file {raw}; data/README.md says where to get it")
-    if min_count < 1 or (max_table_rows is not None and max_table_rows < 1):
-        raise ValueError("min_count and max_table_rows must be 1 or more")
-    source = dict(fingerprint=_fingerprint(raw), min_count=min_count, max_table_rows=max_table_rows)
-    work = folder.with_name(f"{folder.name}.making")
-    if work.exists() or not _in_use(folder):
-        _make_alone(raw, folder, work, {"format": FORMAT} | source, progress)
-    data = load_criteo(folder)
-    if data.source != source:
-        raise ValueError(f"{folder} was made from {data.source}, not {source}; delete or move it")
-    return data
-
-
-# The file's size and a hash of pieces spread evenly over it: an edited file differs.
-def _fingerprint(path, samples=256, length=4096):
-    size, digest = path.stat().st_size, hashlib.sha256()
+    with _unpacked(path) as file:
+        first = file.readline(PIECE)
+        if first:
+            _parsed(first.removesuffix(b"\n"), path, 1)
+        while through and path.suffix in (".gz", ".tgz") and file.read(PIECE):
+            pass
+    if path.suffix in (".gz", ".tgz"):
+        return
     with open(path, "rb") as file:
-        for k in range(samples):
-            file.seek(max(size - length, 0) * k // (samples - 1))
-            digest.update(file.read(length))
-    return f"{size} bytes {digest.hexdigest()[:16]}"
+        file.seek(max(path.stat().st_size - (1 << 16), 0))
+        last = file.read().removesuffix(b"\n").rsplit(b"\n", 1)[-1]
+    if through:
+        _check_line(last.removesuffix(b"\r").decode("ascii", "replace"), f"{path}, last line")
 
 
-def _in_use(path):
-    return path.is_file() or (path.exists() and any(path.iterdir()))
-
-
-# Make the folder if no other process does. `work` then goes, unless we were stopped.
-def _make_alone(raw, folder, work, about, show):
-    if _in_use(work) and not (work / "lock").exists():
-        raise CriteoFormatError(f"{work} is in the way; move it, or name another folder")
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            try:
-                if not _in_use(folder):  # another process may just have made it
-                    stages = "-".join(map(str, about.values()))
-                    _make(raw, folder, work / "stages" / stages, about, show)
-            finally:
-                if not isinstance(sys.exc_info()[1], KeyboardInterrupt | OSError):
-                    shutil.rmtree(work / "stages", ignore_errors=True)
-                    shutil.rmtree(
-                        work, ignore_errors=True
-                    )  # the lock goes last: it shows that the rest was ours
-    except Timeout:
-        raise RuntimeError(f"another process is making {folder}; wait for it") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            error.strerror = f"the disk is full; make room, run this again: {work} is kept"
-        raise
-
-
-def _make(raw, folder, stages, about, show):
-    data = stages / "data"
-    if not (stages / "parts").exists():
-        _read_text(raw, stages / "unfinished", show)
-        os.rename(stages / "unfinished", stages / "parts")
-    parts = sorted((stages / "parts").iterdir())
-    rows = _stored(parts, pl.len()).item() if parts else 0
-    if rows < 7:
-        raise CriteoFormatError(f"{raw} has {rows} rows; the seven blocks need at least one each")
-    # Two at once: 46 million rows of a column take 1 GB.
-    numbered = _in_order(lambda name: _number_column(stages, parts, about, name), CATEGORIES, 2)
-    list(progress(numbered, desc="numbering categories", total=NUM_TABLES, disable=not show))
-    _write_arrays(stages, parts, rows, show)
-    with _replacing(data / "source.json") as temporary:
-        temporary.write_text(json.dumps(about))
-    _flush(data / "vocabularies")
-    _flush(data)
-    if folder.exists():
-        folder.rmdir()  # an empty one
-    os.rename(data, folder)
-    _flush(folder.parent)
-
-
-# Stage 1: check every line, and store all columns as numbers, a file for each piece.
 def _read_text(raw, folder, show):
+    """Stage 1: check every line, and store all columns as numbers, a file for each piece."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
 
@@ -832,7 +1428,8 @@ def _read_text(raw, folder, show):
         _parsed(text, raw, first_line).with_columns(numbers).write_ipc(path)
         _flush(path)
 
-    total = None if raw.suffix in (".gz", ".tgz") else math.ceil(raw.stat().st_size / PIECE)
+    packed = raw.suffix in (".gz", ".tgz")
+    total = None if packed else math.ceil(raw.stat().st_size / PIECE)
     bar = {"unit": " MiB", "unit_scale": PIECE >> 20, "total": total, "disable": not show}
     with _unpacked(raw) as file:
         parsed = _in_order(parse, _pieces(file, raw), threads=3)
@@ -840,23 +1437,27 @@ def _read_text(raw, folder, show):
     _flush(folder)
 
 
-# The raw file, open; its bytes are those of the plain text.
 @contextlib.contextmanager
 def _unpacked(raw):
+    """The raw file, open; its bytes are those of the plain text."""
     try:
         if raw.name.endswith((".tar.gz", ".tgz")):
             with tarfile.open(raw, "r|gz") as archive:
                 train = (member for member in archive if Path(member.name).name == "train.txt")
                 yield archive.extractfile(next(train))
+        elif raw.suffix == ".gz":
+            with gzip.open(raw) as file:
+                yield file
         else:
-            with gzip.open(raw) if raw.suffix == ".gz" else open(raw, "rb") as file:
+            with open(raw, "rb") as file:
                 yield file
     except (StopIteration, EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
-        raise CriteoFormatError(f"{raw} is damaged, or holds no train.txt: {error}") from error
+        found = f"{raw} is damaged, or holds no train.txt"
+        raise CriteoFormatError(f"{found}: {error}") from error
 
 
-# The text in pieces of whole lines: (number of the first line, bytes).
 def _pieces(file, name):
+    """The text in pieces of whole lines: (number of the first line, bytes)."""
     line = 1
     while text := file.read(PIECE):
         rest = file.readline(PIECE)
@@ -867,8 +1468,8 @@ def _pieces(file, name):
         line += text.count(b"\n") + rest.count(b"\n")
 
 
-# A DataFrame with the columns of SCHEMA from whole lines as bytes, or CriteoFormatError.
 def _parsed(text, name, first_line):
+    """A DataFrame with the columns of SCHEMA from whole lines as bytes, or CriteoFormatError."""
     if text and not (text.isascii() and pl.read_lines(text)["line"].str.contains(LINE).all()):
         for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), first_line):
             line = line.removesuffix(b"\r").decode("ascii", "replace")
@@ -877,72 +1478,24 @@ def _parsed(text, name, first_line):
     return pl.read_csv(text, schema=SCHEMA, **options)
 
 
-# Name the first field that is not what it should be; slower than LINE, it knows more.
 def _check_line(line, place):
+    """Name the first field that is not what it should be; slower than LINE, it knows more."""
     fields = line.split("\t")
+    hint = ""
+    if line.count(",") > 5:
+        hint = "; commas separate a table with a header: name it .csv, or call preprocess_table"
+    elif fields[0].lower() in ("label", "id", "click"):
+        hint = "; this is a header: name the file .csv, or call preprocess_table"
     if len(fields) != len(COLUMNS):
-        found = f"{len(fields)} fields, not {len(COLUMNS)}"
+        found = f"{len(fields)} fields, not {len(COLUMNS)}{hint}"
         raise CriteoFormatError(f"{place}, column {min(len(fields), len(COLUMNS))}: {found}")
     for k, (column, field) in enumerate(zip(COLUMNS, fields, strict=True), start=1):
         kind = column[0]
         ten_digits = kind == "I" and re.fullmatch("-?[0-9]{10}", field)
         sound = abs(int(field)) < 2**31 if ten_digits else re.fullmatch(FIELDS[kind], field)
         if not sound:
-            found = f"{field[:40]!r} is not {WANTED[kind]}"
+            found = f"{field[:40]!r} is not {WANTED[kind]}{hint}"
             raise CriteoFormatError(f"{place}, column {k} ({column}): {found}")
-
-
-def _stored(parts, columns):
-    return pl.scan_ipc(parts, glob=False).select(columns).collect()
-
-
-# Stage 2: one column's vocabulary, counted on blocks 1 to 6, and the ids of all rows.
-def _number_column(stages, parts, about, name):
-    vocabularies, done = stages / "data" / "vocabularies", stages / "ids" / f"{name}.npy"
-    if done.exists():
-        return
-    numbers = pl.col(name).cast(pl.Int64).fill_null(-1)
-    codes, firsts = pd.factorize(_stored(parts, numbers).to_series().to_numpy())  # by first sight
-    counts = np.bincount(codes[: _block_offsets(len(codes))[6]], minlength=len(firsts))
-    order = np.argsort(-counts, kind="stable")
-    order = order[counts[order] >= about["min_count"]]
-    order = order[: (about["max_table_rows"] or len(order) + 1) - 1]  # id 0 has a row, too
-    kept = firsts[order]
-    digits = np.frombuffer(kept.astype(">u4").tobytes().hex().encode(), "S8")
-    ids = np.zeros(len(firsts), np.int32)
-    ids[order] = np.arange(1, len(order) + 1)
-    _save(vocabularies / f"{name}.npy", "S8", kept.shape, [np.where(kept < 0, b"", digits)])
-    _save(done, "i4", codes.shape, [ids[codes]])
-
-
-# Stage 3: labels, integers and ids, row by row.
-def _write_arrays(stages, parts, rows, show, step=1 << 16):
-    columns = [np.load(stages / "ids" / f"{name}.npy", mmap_mode="r") for name in CATEGORIES]
-    cuts = [slice(start, start + step) for start in range(0, rows, step)]
-    pieces = {
-        "labels": (_stored([part], "label").to_series().to_numpy() for part in parts),
-        "dense": (_integers(_stored([part], INTEGERS)) for part in parts),
-        "sparse": (np.stack([column[cut] for column in columns], axis=1) for cut in cuts),
-    }
-    for name, (dtype, row_shape) in ARRAYS.items():
-        path = stages / "data" / f"{name}.npy"
-        if not path.exists():
-            bar = progress(pieces[name], desc=f"writing {path.name}", disable=not show)
-            _save(path, dtype, (rows, *row_shape), bar)
-
-
-# The 13 integers, (n, 13) int32, `MISSING` where empty.
-def _integers(frame):
-    return frame.select(INTEGERS).fill_null(MISSING).to_numpy(order="c")
-
-
-# Write a .npy file piece by piece.
-def _save(path, dtype, shape, pieces):
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces:
-            file.write(np.ascontiguousarray(piece, dtype).data)
 
 
 # ---- The notebook's own definitions --------------------------------------------------------------
@@ -1128,17 +1681,107 @@ def _remove_model(folder):
 # ---- Commands ------------------------------------------------------------------------------------
 
 
+def predict_file(model_folder, rows, out):
+    """Write one probability a row of a file to `out`, batch by batch; returns the rows' number.
+
+    They lie in out + ".part" until all are there, also after an error, which says how many.
+    """
+    rows, out, scored = Path(rows), Path(out), 0
+    part = out.with_name(f"{out.name}.part")
+    if not rows.is_file():
+        raise FileNotFoundError(f"there is no file {rows}")
+    if out.is_dir() or out.absolute() == rows.absolute():
+        raise ValueError(f"{out} is in the way; name another file for the probabilities")
+    model, encoder = load_model(model_folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "w", encoding="ascii") as file:
+        try:
+            for batch in progress(_encoded(encoder, rows), desc=f"scoring {rows.name}"):
+                with torch.inference_mode():
+                    probability = torch.sigmoid(model(*batch[:3])).tolist()
+                file.writelines(f"{p:.9g}\n" for p in probability)
+                scored += len(probability)
+        except ValueError as error:
+            raise ValueError(f"{error}; {scored:,} rows before it are kept in {part}") from error
+    os.replace(part, out)
+    return scored
+
+
+def _encoded(encoder, path):
+    """A file's rows as batches: raw lines, or a table with the encoder's columns."""
+    if isinstance(encoder, FolderEncoder) and encoder.criteo and not _is_table(path):
+        with _unpacked(path) as file:
+            for line, text in _pieces(file, path):
+                yield encoder.encode_text(text, path, line)
+        return
+    lazy = _scanned(path)
+    if isinstance(encoder, FolderEncoder) and encoder.criteo:
+        names = {name.lower(): name for name in COLUMNS}
+        found = {name: names.get(name.lower(), name) for name in lazy.collect_schema()}
+        lazy = lazy.rename(found)
+    numbers = _number_columns(encoder)
+    texts = [name for name, kind in lazy.collect_schema().items() if kind == pl.String]
+    lazy = lazy.with_columns(pl.col(name).cast(numbers[name]) for name in texts if name in numbers)
+    for frame in _batches(lazy, path):
+        yield (
+            encoder.encode(frame)
+            if isinstance(encoder, FolderEncoder)
+            else encoder.transform(frame)
+        )
+
+
+def _number_columns(encoder):
+    """Columns that hold numbers, which a CSV has as text, and their types."""
+    if isinstance(encoder, FolderEncoder):
+        types = {"integer": pl.Int64, "float": pl.Float64}
+        kinds = {name: about["kind"] for name, about in encoder.categorical.items()}
+        found = {name: types[kind] for name, kind in kinds.items() if kind in types}
+        return found | dict.fromkeys(encoder.dense, pl.Float64)
+    found = {}
+    for name, vocabulary in encoder.vocabularies.items():
+        known = [value for value in vocabulary.values if value is not None]
+        if known and not isinstance(known[0], str):
+            whole = all(isinstance(value, int) for value in known)
+            found[name] = pl.Int64 if whole else pl.Float64
+    return found | dict.fromkeys([*encoder.dense, *encoder.counts], pl.Float64)
+
+
+def _say_published(data):
+    """Compare a file of the Kaggle contest's size with what was published of it."""
+    sizes = [about["distinct"] for about in data.encoder.categorical.values()]
+    other = [
+        f"{name} has {found:,} names, published {wanted:,}"
+        for name, found, wanted in zip(CATEGORIES, sizes, CRITEO_KAGGLE_TABLE_SIZES, strict=True)
+        if found != wanted
+    ]
+    clicks = f"{np.mean(data.labels):.2%}"
+    if clicks != "25.62%":
+        other.insert(0, f"{clicks} are clicks, published 25.62%")
+    print("as published: rows, clicks, names" if not other else "not as published: ", end="")
+    print("; ".join(other))
+
+
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Criteo files for DLRM.ipynb")
+    parser = argparse.ArgumentParser(description="Tables and models for DLRM.ipynb")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("preprocess", help="raw Criteo text to the processed folder")
-    command.add_argument("raw", metavar="RAW")
+    command = commands.add_parser("preprocess", help="Criteo rows to the processed folder")
+    command.add_argument("raw", metavar="RAW", nargs="+", help="text, .gz, .tar.gz, .csv, .parquet")
     command.add_argument("processed", metavar="PROCESSED")
     command.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
     command.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
+    command = commands.add_parser("predict", help="score a file of rows with a saved model")
+    command.add_argument("model", metavar="MODEL")
+    command.add_argument("rows", metavar="IN")
+    command.add_argument("out", metavar="OUT")
     o, start = parser.parse_args(arguments), time.perf_counter()
     try:
-        rows = len(preprocess_criteo(o.raw, o.processed, o.min_count, o.max_table_rows))
+        if o.command == "predict":
+            rows = predict_file(o.model, o.rows, o.out)
+        else:
+            data = preprocess_criteo(o.raw, o.processed, o.min_count, o.max_table_rows)
+            rows = len(data)
+            if rows == KAGGLE_ROWS:
+                _say_published(data)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_utils.py {o.command}: {error}")
     seconds, status = time.perf_counter() - start, Path("/proc/self/status")

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from data.toy_clicks import write_toy_criteo
 from dlrm_utils import (
+    CATEGORIES,
     CRITEO_KAGGLE_TABLE_SIZES,
     MISSING,
     CriteoFormatError,
@@ -72,26 +73,34 @@ def test_types_and_files(data, toy):
     assert len(data.table_sizes) == 26 and isinstance(data.dense, np.memmap)
     assert {path.name for path in toy.parent.iterdir()} == {"toy.txt", "processed"}
     files = {str(path.relative_to(data.path)) for path in data.path.rglob("*") if path.is_file()}
-    vocabularies = [f"vocabularies/C{j + 1}.npy" for j in range(26)]
-    assert files == {"labels.npy", "dense.npy", "sparse.npy", "source.json", *vocabularies}
+    vocabularies = [f"vocabularies/C{j + 1}.csv" for j in range(26)]
+    assert files == {
+        "labels.npy",
+        "dense.npy",
+        "sparse.npy",
+        "source.json",
+        "encoder.json",
+        *vocabularies,
+    }
 
 
 def test_the_vocabulary_files_are_read_without_this_module(data, toy):
-    """By NumPy and pandas alone, the ids of a column become its categories again."""
+    """By pandas alone, the ids of a column become its categories again."""
     rows = [line.split("\t") for line in toy.read_text().splitlines()]
     for j in (0, 2, 25):
-        categories = pd.Series(np.load(data.path / f"vocabularies/C{j + 1}.npy")).str.decode(
-            "ascii"
-        )
+        table = pd.read_csv(data.path / f"vocabularies/C{j + 1}.csv", dtype=str)
+        assert table["id"].tolist() == [str(k + 1) for k in range(len(table))]
+        categories = table["name"].fillna("")
         ids = np.load(data.path / "sparse.npy", mmap_mode="r")[:, j]
         for row in np.flatnonzero(ids)[::50]:
             assert categories[ids[row] - 1] == rows[row][14 + j]
 
 
 def test_every_name_of_a_vocabulary_is_encoded_as_its_id(data):
-    assert data.table_sizes == [1 + len(names) for names in data.vocabularies]
-    for j, names in enumerate(data.vocabularies):
-        lines = [field(15 + j, name.decode()) for name in names[:]]
+    for j, column in enumerate(CATEGORIES):
+        names = data.encoder.names(column)
+        assert data.table_sizes[j] == 1 + len(names)
+        lines = [field(15 + j, name or "") for name in names]
         lines += [line.upper() for line in lines[:3]] + [field(15 + j, "0000beef")]
         ids = [*range(1, len(names) + 1), *range(1, len(names) + 1)[:3], 0]
         assert data.encode(lines).indices[j].tolist() == ids
@@ -116,9 +125,9 @@ def test_blocks_and_split(tmp_path, rows):
 
 
 def test_the_published_split_of_the_full_file():
-    from dlrm_utils import _block_offsets
+    from dlrm_utils import _bounds
 
-    sizes = np.diff(_block_offsets(45_840_617))
+    sizes = np.diff(_bounds(45_840_617, 7))
     assert sizes.tolist() == [6_548_660] * 4 + [6_548_659] * 3 and sizes[:6].sum() == 39_291_958
     assert sum(CRITEO_KAGGLE_TABLE_SIZES) == 33_762_577
 
@@ -241,7 +250,7 @@ def test_a_malformed_line_is_refused_with_file_line_and_column(tmp_path, name):
 
 def test_a_header_and_a_cut_last_line_are_refused(tmp_path):
     header = "\t".join(["label"] + ["I"] * 13 + ["C"] * 26)
-    with pytest.raises(CriteoFormatError, match="line 1, column 1"):
+    with pytest.raises(CriteoFormatError, match="line 1, column 1.*this is a header"):
         preprocess_criteo(
             write_lines(tmp_path / "a", [header] + [GOOD] * 9), tmp_path / "p", progress=False
         )
@@ -338,7 +347,7 @@ def test_a_file_of_the_first_edition_is_refused_with_the_command(toy, tmp_path):
 def broken(folder, name):
     """Break a processed folder in one of many ways."""
     path = folder / name.split(" ")[0]
-    array = None if path.suffix == ".json" else np.load(path)
+    array = np.load(path) if path.suffix == ".npy" else None
     match name.split(" ")[1:]:
         case ["absent"]:
             path.unlink()
@@ -371,6 +380,7 @@ BROKEN = [
     "source.json text",
     "source.json other",
     "source.json list",
+    *(f"encoder.json {how}" for how in ("absent", "empty", "text", "other", "list")),
 ]
 BROKEN += [
     f"{name} {how}"
@@ -378,9 +388,7 @@ BROKEN += [
     for how in ("absent", "cut", "empty", "text", "type", "shape", "rows", "pickled", "zip")
 ]
 BROKEN += [
-    f"vocabularies/{name}.npy {how}"
-    for name in ("C3", "C26")
-    for how in ("absent", "cut", "pickled", "shape")
+    f"vocabularies/{name}.csv {how}" for name in ("C3", "C26") for how in ("absent", "cut", "empty")
 ]
 
 
@@ -410,7 +418,7 @@ def test_what_is_not_there_is_said(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path):
+def test_the_preprocess_command(tmp_path):
     def run(*arguments):
         return subprocess.run(
             [sys.executable, str(ROOT / "dlrm_utils.py"), *arguments],
@@ -419,7 +427,7 @@ def test_the_command(tmp_path):
             text=True,
         )
 
-    write_toy_criteo(tmp_path / "toy.txt", 500)
+    write_toy_criteo(tmp_path / "toy.txt", 500, seed=4)
     done = run("preprocess", "toy.txt", "deep/toy", "--min-count", "2", "--max-table-rows", "9")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
     assert all(word in done.stdout for word in ("500 rows", "rows/s", "peak memory"))
