@@ -1355,7 +1355,8 @@ def _checked_rows(frame, columns, place, first_row):
     made = {}
     if columns.label is not None:
         label = _as_numbers(frame[columns.label])
-        refuse(columns.label, ~label.is_in([0, 1]).fill_null(False), "not a label, 0 or 1")
+        good = ((label == 0) | (label == 1)).fill_null(False)
+        refuse(columns.label, ~good, "not a label, 0 or 1")
         made[columns.label] = label.cast(pl.UInt8)
     for name in columns.dense:
         column = frame[name]
