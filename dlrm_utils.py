@@ -50,20 +50,16 @@ def to_offsets(bags):
     bags: a sequence of sequences of ints, an array of equal rows, or a pandas Series of lists.
     ValueError, naming the bag, for an id that is no whole number from 0 to 2**63 - 1.
     """
-    bags = [bag if type(bag) is list else _listed(bag, b) for b, bag in enumerate(bags)]
+    bags = [bag.tolist() if hasattr(bag, "tolist") else bag for bag in bags]
+    for b, bag in enumerate(bags):
+        if not isinstance(bag, list | tuple | range):
+            raise ValueError(f"bag {b} is {bag!r}, not a sequence of ids; one id is [id]")
     ids = list(itertools.chain.from_iterable(bags))
     whole = not ids or pd.api.types.infer_dtype(ids, skipna=False) == "integer"
     if not whole or min(ids, default=0) < 0 or max(ids, default=0) >= 2**63:
         ids = [_whole(i, b) for b, bag in enumerate(bags) for i in bag]  # slow, but names the bag
     indices = torch.from_numpy(np.array(ids, dtype=np.int64))
     return indices, lengths_to_offsets([len(bag) for bag in bags])
-
-
-def _listed(bag, b):
-    bag = bag.tolist() if hasattr(bag, "tolist") else bag
-    if not isinstance(bag, list | tuple | range):
-        raise ValueError(f"bag {b} is {bag!r}, not a sequence of ids; one id is [id], none is []")
-    return bag
 
 
 def _whole(i, b):
@@ -118,8 +114,6 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
     row's bag starts among them, int64 (B,) a table; labels (B,) float32, or None.
     """
 
-    __slots__ = ()
-
     def __new__(cls, dense, indices, offsets, labels=None):
         if len(indices) != len(offsets):
             raise ValueError(f"{len(indices)} tables have ids, but {len(offsets)} have offsets")
@@ -159,15 +153,9 @@ def _row_numbers(rows, total):
     if isinstance(rows, slice):
         rows = range(*rows.indices(total))
     numbers = np.atleast_1d(rows.cpu() if isinstance(rows, torch.Tensor) else rows)
-    if numbers.dtype == bool and numbers.shape == (total,):
-        return np.flatnonzero(numbers)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        found = f"{numbers.dtype}, {numbers.shape}"
-        raise IndexError(f"rows are whole numbers or a mask of all {total} rows, not {found}")
-    outside = (numbers < -total) | (numbers >= total)
-    if outside.any():
-        raise IndexError(f"there is no row {numbers[outside][0]}; there are {total}")
-    return numbers.astype(np.int64) % max(total, 1)
+    numbers = numbers if numbers.size else numbers.astype(np.int64)  # an empty list has no type
+    _ = np.broadcast_to(np.int8(0), total)[numbers]  # total rows without memory: NumPy's errors
+    return np.flatnonzero(numbers) if numbers.dtype == bool else numbers.astype(np.int64) % total
 
 
 def one_id_each(dense, ids, labels=None):
@@ -377,6 +365,8 @@ class FrameEncoder:
             labels = torch.tensor(self._numbers(frame, self.label), dtype=torch.float32)
         return Batch(torch.from_numpy(dense), indices, offsets, labels)
 
+    encode = transform  # as a `FolderEncoder` calls it
+
     def fingerprint(self):
         """A text that another encoder shares only if it encodes alike."""
         return _hash_of(self._content())
@@ -417,8 +407,7 @@ class FrameEncoder:
             many = any(map(pd.api.types.is_list_like, single))
             return pd.DataFrame(rows if many else [rows], dtype=object)
         if not isinstance(rows, pd.DataFrame | pl.DataFrame):
-            found = type(rows).__name__
-            raise ValueError(f"rows are a DataFrame of pandas or polars, or one dict, not {found}")
+            raise ValueError(f"rows are a DataFrame, a dict or a Series, not {type(rows).__name__}")
         return rows
 
     def _numbers(self, frame, column):
@@ -1578,14 +1567,14 @@ def _encoded(encoder, path):
             for line, text in _pieces(file, path):
                 yield encoder.encode_text(text, path, line)
         return
-    lazy, encode = _scanned(path), getattr(encoder, "encode", None) or encoder.transform
+    lazy = _scanned(path)
     if criteo:
         names = {name.lower(): name for name in COLUMNS}
         lazy = lazy.rename(lambda name: names.get(name.lower(), name))
     numbers, schema = _number_types(encoder), lazy.collect_schema()
     texts = [name for name in numbers if schema.get(name) == pl.String]  # of a CSV all are
     for frame in _batches(lazy.cast({name: numbers[name] for name in texts}), path):
-        yield encode(frame)
+        yield encoder.encode(frame)
 
 
 def _number_types(encoder):
@@ -1603,15 +1592,13 @@ def _number_types(encoder):
 def _say_published(data):
     """Compare a file of the Kaggle contest's size with what was published of it."""
     sizes = [about["distinct"] for about in data.encoder.categorical.values()]
-    names = ["percent of clicks", *CATEGORIES]
     found = [round(100 * np.mean(data.labels), 2), *sizes]
-    pairs = zip(names, found, [25.62, *CRITEO_KAGGLE_TABLE_SIZES], strict=True)
-    other = [
-        f"{name} has {ours:,}, published {theirs:,}"
-        for name, ours, theirs in pairs
-        if ours != theirs
-    ]
-    print("not as published: " + "; ".join(other) if other else "as published: rows, clicks, names")
+    published = [25.62, *CRITEO_KAGGLE_TABLE_SIZES]
+    for name, ours, theirs in zip(["% of clicks", *CATEGORIES], found, published, strict=True):
+        if ours != theirs:
+            print(f"not as published: {name} has {ours:,}, published {theirs:,}")
+    if found == published:
+        print("as published: rows, clicks, names")
 
 
 def main(arguments=None):

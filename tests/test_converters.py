@@ -204,7 +204,7 @@ def test_take_of_every_form(six, rows, expected):
     [[0.9, 1.9], [0.0, 1.0], [6], [-7], range(5, 7), ["0"], [[0, 1]], [True, False], [True] * 7],
 )
 def test_take_refuses_fractions_rows_outside_and_masks_of_another_length(six, rows):
-    with pytest.raises(IndexError, match="row"):
+    with pytest.raises(ValueError if np.ndim(rows) > 1 else IndexError):
         six.take(rows)
 
 
