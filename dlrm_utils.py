@@ -1426,7 +1426,7 @@ def load_notebook(path="DLRM.ipynb"):
         code = compile(ast.Module([statement], []), path.name, "exec")
         steps = dis.get_instructions(code)
         defined = {step.argval for step in steps if step.opname == "STORE_NAME"}
-        constant = _is_constant(statement) and {*code.co_names} <= namespace.keys() | defined
+        constant = _is_constant(statement, namespace.keys() | defined)
         if not (example or constant or isinstance(statement, DEFINITIONS)):
             continue
         try:
@@ -1448,12 +1448,12 @@ def _statements(path):
                 yield statement, "example" in cell["metadata"].get("tags", [])
 
 
-def _is_constant(statement):
-    """Is it NAME = something, all names in capitals, and nothing called?"""
+def _is_constant(statement, known):
+    """Is it NAME = something of literals and known names, all in capitals and none called?"""
     nodes = list(ast.walk(statement))
-    capitals = all(node.id.isupper() for node in nodes if isinstance(node, ast.Name))
-    called = any(isinstance(node, ast.Call) for node in nodes)
-    return isinstance(statement, ast.Assign) and capitals and not called
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    capitals = all(map(str.isupper, names)) and names <= known
+    return isinstance(statement, ast.Assign) and capitals and ast.Call not in map(type, nodes)
 
 
 # ---- Saved models --------------------------------------------------------------------------------
@@ -1542,6 +1542,7 @@ def predict_file(model_folder, rows, out):
     """
     rows, out, scored = Path(rows), Path(out), 0
     model, encoder = load_model(model_folder)
+    rows.stat()  # FileNotFoundError before anything is written
     if out.is_dir() or out.absolute() == rows.absolute():
         raise ValueError(f"{out} is in the way; name another file for the probabilities")
     out.parent.mkdir(parents=True, exist_ok=True)
