@@ -10,6 +10,7 @@ import argparse
 import ast
 import collections
 import contextlib
+import dis
 import errno
 import functools
 import gzip
@@ -24,6 +25,7 @@ import re
 import shutil
 import sys
 import tarfile
+import tempfile
 import time
 import types
 import zlib
@@ -48,31 +50,19 @@ def to_offsets(bags):
     bags: a sequence of sequences of ints, an array of equal rows, or a pandas Series of lists.
     ValueError, naming the bag, for an id that is no whole number from 0 to 2**63 - 1.
     """
-    bags = [bag if type(bag) is list else _listed(bag, b) for b, bag in enumerate(bags)]
+    bags = [bag.tolist() if hasattr(bag, "tolist") else bag for bag in bags]
+    for b, bag in enumerate(bags):
+        if not isinstance(bag, list | tuple | range):
+            raise ValueError(f"bag {b} is {bag!r}, not a sequence of ids; one id is [id]")
     ids = list(itertools.chain.from_iterable(bags))
-    if not _all_whole(ids):  # then each is looked at, which is slow
-        ids = [_whole(i, b) for b, bag in enumerate(bags) for i in bag]
+    whole = not ids or pd.api.types.infer_dtype(ids, skipna=False) == "integer"
+    if not whole or min(ids, default=0) < 0 or max(ids, default=0) >= 2**63:
+        ids = [_whole(i, b) for b, bag in enumerate(bags) for i in bag]  # slow, but names the bag
     indices = torch.from_numpy(np.array(ids, dtype=np.int64))
     return indices, lengths_to_offsets([len(bag) for bag in bags])
 
 
-def _listed(bag, b):
-    """A bag as a list, or ValueError."""
-    if isinstance(bag, np.ndarray | torch.Tensor | pd.Series) and bag.ndim == 1:
-        return bag.tolist()
-    if not isinstance(bag, list | tuple | range):
-        raise ValueError(f"bag {b} is {bag!r}, not a sequence of ids; one id is [id], none is []")
-    return bag
-
-
-def _all_whole(ids):
-    """Are all ids plain integers that fit? One look at their types, minimum and maximum."""
-    kinds = set(map(type, ids))
-    return kinds <= {int, np.int64, np.int32} and (not ids or (min(ids) >= 0 and max(ids) < 2**63))
-
-
 def _whole(i, b):
-    """The id i of bag b as an int, or ValueError."""
     number = isinstance(i, int | float | np.integer | np.floating) and not isinstance(i, bool)
     if not number or not 0 <= i < 2**63 or i % 1:
         raise ValueError(f"bag {b} holds {i!r}; an id is a whole number, 0 or more (int64)")
@@ -81,14 +71,21 @@ def _whole(i, b):
 
 def to_bags(indices, offsets):
     """The inverse of `to_offsets`, a list of B lists; ValueError for offsets that cannot be."""
-    indices = _int64_vector(indices, "indices")
-    ends = _closed(offsets, len(indices)).tolist()
-    return [indices[start:end].tolist() for start, end in itertools.pairwise(ends)]
+    lengths = offsets_to_lengths(offsets, len(indices)).tolist()
+    return [bag.tolist() for bag in _int64_vector(indices, "indices").split(lengths)]
 
 
 def offsets_to_lengths(offsets, nnz):
     """Bag lengths (B,), as TorchRec counts, from offsets (B,) and the number of ids."""
-    return _closed(offsets, nnz).diff()
+    closed = torch.cat([_int64_vector(offsets, "offsets"), torch.tensor([nnz])])
+    lengths = closed.diff()
+    if closed[0] != 0:
+        raise ValueError(f"the offsets start at {closed[0]}; the first bag starts at 0")
+    if (lengths < 0).any():
+        b = lengths.argmin()
+        end = f"the next, or the end of the indices, is {closed[b + 1]}"
+        raise ValueError(f"offsets[{b}] is {closed[b]}, but {end}; offsets never fall")
+    return lengths
 
 
 def lengths_to_offsets(lengths):
@@ -99,21 +96,7 @@ def lengths_to_offsets(lengths):
     return lengths.cumsum(0) - lengths
 
 
-def _closed(offsets, nnz):
-    """Offsets with the closing offset nnz appended, (B + 1,), or ValueError."""
-    closed = torch.cat([_int64_vector(offsets, "offsets"), torch.tensor([nnz])])
-    if closed[0] != 0:
-        raise ValueError(f"the offsets start at {closed[0]}; the first bag starts at 0")
-    falls = (closed.diff() < 0).nonzero()
-    if len(falls):
-        b = falls[0].item()
-        end = f"the next, or the end of the indices, is {closed[b + 1]}"
-        raise ValueError(f"offsets[{b}] is {closed[b]}, but {end}; offsets never fall")
-    return closed
-
-
 def _int64_vector(values, name):
-    """One row of integers as an int64 tensor, or ValueError."""
     vector = torch.as_tensor(values)
     wrong_type = vector.is_floating_point() or vector.dtype == torch.bool
     if vector.ndim != 1 or (wrong_type and len(vector)):
@@ -124,52 +107,40 @@ def _int64_vector(values, name):
 # ---- Batches -------------------------------------------------------------------------------------
 
 
-class _Parts(NamedTuple):
-    dense: torch.Tensor  # (B, n_dense) float32
-    indices: list  # one int64 tensor (nnz,) a table
-    offsets: list  # one int64 tensor (B,) a table: where each row's bag starts
-    labels: torch.Tensor = None  # (B,) float32, or None
+class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "labels"])):
+    """Model input for B rows, a named tuple; ValueError if its parts disagree on B.
 
-
-class Batch(_Parts):
-    """Model input for B rows: dense, indices, offsets, labels; ValueError if they disagree on B."""
-
-    __slots__ = ()
+    dense (B, n_dense) float32; indices: the ids of each table, int64 (nnz,); offsets: where each
+    row's bag starts among them, int64 (B,) a table; labels (B,) float32, or None.
+    """
 
     def __new__(cls, dense, indices, offsets, labels=None):
         if len(indices) != len(offsets):
             raise ValueError(f"{len(indices)} tables have ids, but {len(offsets)} have offsets")
-        for t, starts in enumerate(offsets):
-            if len(starts) != len(dense):
-                raise ValueError(
-                    f"table {t} has {len(starts)} bags, but there are {len(dense)} rows"
-                )
-        if labels is not None and len(labels) != len(dense):
-            raise ValueError(f"there are {len(labels)} labels, but {len(dense)} rows")
+        parts = {f"table {t}": starts for t, starts in enumerate(offsets)} | {"labels": labels}
+        for name, part in parts.items():
+            if part is not None and len(part) != len(dense):
+                raise ValueError(f"{name} has {len(part)} rows, but dense has {len(dense)}")
         return super().__new__(cls, dense, indices, offsets, labels)
 
     def to(self, device):
         """The same batch on another device."""
-        ids, starts = ([t.to(device) for t in part] for part in (self.indices, self.offsets))
+        indices, offsets = ([t.to(device) for t in part] for part in (self.indices, self.offsets))
         labels = None if self.labels is None else self.labels.to(device)
-        return self._replace(
-            dense=self.dense.to(device), indices=ids, offsets=starts, labels=labels
-        )
+        return Batch(self.dense.to(device), indices, offsets, labels)
 
     def take(self, rows):
         """The batch of some rows, in that order; `rows` are an index as NumPy reads it."""
-        device, total = self.dense.device, len(self.dense)
-        rows = torch.from_numpy(_row_numbers(rows, total)).to(device)
+        total = len(self.dense)
+        rows = torch.from_numpy(_row_numbers(rows, total)).to(self.dense.device)
         following = (rows + 1).clamp(max=total - 1)
         indices, offsets = [], []
         for ids, starts in zip(self.indices, self.offsets, strict=True):
-            ends = torch.where(rows + 1 < total, starts[following], len(ids))
-            lengths = ends - starts[rows]
-            new_starts = lengths_to_offsets(lengths)
-            # Place k of the new bag b is place k of its old bag: shift each bag to its old start.
-            shift = torch.repeat_interleave(starts[rows] - new_starts, lengths)
-            indices.append(ids[shift + torch.arange(len(shift), device=device)])
-            offsets.append(new_starts)
+            lengths = torch.where(rows + 1 < total, starts[following], len(ids)) - starts[rows]
+            offsets.append(lengths_to_offsets(lengths))
+            # Place k of a new bag is place k of its old bag: shift each bag to its old start.
+            shift = torch.repeat_interleave(starts[rows] - offsets[-1], lengths)
+            indices.append(ids[shift + torch.arange(len(shift), device=shift.device)])
         labels = None if self.labels is None else self.labels[rows]
         return Batch(self.dense[rows], indices, offsets, labels)
 
@@ -181,32 +152,18 @@ def _row_numbers(rows, total):
     """
     if isinstance(rows, slice):
         rows = range(*rows.indices(total))
-    if isinstance(rows, range):
-        rows = np.arange(rows.start, rows.stop, rows.step)
     numbers = np.atleast_1d(rows.cpu() if isinstance(rows, torch.Tensor) else rows)
-    if numbers.dtype == bool:
-        if numbers.shape != (total,):
-            raise IndexError(f"a mask of shape {numbers.shape} cannot select from {total} rows")
-        return np.flatnonzero(numbers)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        raise IndexError(f"rows are whole numbers or a mask, not {numbers.dtype}, {numbers.shape}")
-    outside = (numbers < -total) | (numbers >= total)
-    if outside.any():
-        raise IndexError(f"there is no row {numbers[outside][0]}; there are {total}")
-    numbers = numbers.astype(np.int64)
-    return np.where(numbers < 0, numbers + total, numbers)
+    numbers = numbers if numbers.size else numbers.astype(np.int64)  # an empty list has no type
+    _ = np.broadcast_to(np.int8(0), total)[numbers]  # total rows without memory: NumPy's errors
+    return np.flatnonzero(numbers) if numbers.dtype == bool else numbers.astype(np.int64) % total
 
 
 def one_id_each(dense, ids, labels=None):
     """A `Batch` whose bags hold one id each, from dense (B, n_dense), ids (B,) a table, labels."""
     dense = torch.tensor(np.asarray(dense), dtype=torch.float32)
     indices = [_int64_vector(np.array(column), f"ids of table {t}") for t, column in enumerate(ids)]
-    for t, column in enumerate(indices):
-        if len(column) != len(dense):
-            raise ValueError(f"table {t} has {len(column)} ids, but there are {len(dense)} rows")
-    offsets = [torch.arange(len(dense))] * len(indices)
     labels = None if labels is None else torch.tensor(np.asarray(labels), dtype=torch.float32)
-    return Batch(dense, indices, offsets, labels)
+    return Batch(dense, indices, [torch.arange(len(column)) for column in indices], labels)
 
 
 # ---- Work that takes long ------------------------------------------------------------------------
@@ -226,16 +183,14 @@ def _in_order(function, items, threads):
             pending.append(pool.submit(function, item))
             if len(pending) > 2 * threads:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from (future.result() for future in pending)
 
 
 @contextlib.contextmanager
 def _replacing(path):
     """Write to a temporary name beside path; whole and on the disk, it takes path's place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         _flush(temporary)
@@ -255,39 +210,28 @@ def _flush(path):
 
 
 def _hash_of(content):
-    """A fingerprint of what JSON can hold; ValueError for anything else."""
-    try:
-        # NumPy's numbers are as Python's.
-        text = json.dumps(content, default=np.generic.item, allow_nan=False, sort_keys=True)
-    except TypeError as error:
-        raise ValueError(f"only texts and numbers can be saved ({error})") from error
+    # NumPy's numbers are as Python's; infinity and NaN are not JSON, a ValueError.
+    text = json.dumps(content, default=np.generic.item, allow_nan=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _write_json(path, version, content):
     """Write a dict with its version and fingerprint; `_read_json` refuses any other file."""
     head = {"format": version, "fingerprint": _hash_of(content)}
-    text = json.dumps(head | content, default=np.generic.item)
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(head | content, default=np.generic.item), "utf-8")
 
 
 def _read_json(path, version):
     """The dict that `_write_json` wrote, or ValueError."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:  # no JSON, or no text at all
-        content = None
-    kind, found = (
-        version.rsplit(" ", 1)[0],
-        content.get("format") if isinstance(content, dict) else None,
-    )
-    if str(found).rsplit(" ", 1)[0] != kind:
-        raise ValueError(f"{path} is not a whole file of the kind {kind}")
+        found, fingerprint = content.pop("format"), content.pop("fingerprint")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} is not a whole file of {version}") from error
     if found != version:
-        raise ValueError(f"{path} is of another version: {found}, not {version}")
-    del content["format"]
-    if content.pop("fingerprint", None) != _hash_of(content):
+        raise ValueError(f"{path} is of another version or kind: {found}, not {version}")
+    if fingerprint != _hash_of(content):
         raise ValueError(f"{path} was changed after it was written")
     return content
 
@@ -317,9 +261,7 @@ class Vocabulary:
         counts = np.bincount(codes, minlength=len(distinct))
         order = np.argsort(-counts, kind="stable")  # ties by first sight
         kept = order[counts[order] >= min_count]
-        if max_size is not None:
-            kept = kept[: max_size - 1]  # id 0 has a row
-        return cls(distinct[kept])
+        return cls(distinct[kept if max_size is None else kept[: max_size - 1]])  # id 0 has a row
 
     def __len__(self):
         return len(self.values) + 1
@@ -339,10 +281,7 @@ class Vocabulary:
 
 
 def _distinct(values):
-    """(codes, distinct): the distinct values by first sight, a missing one as None.
-
-    codes (len(values),) are places in `distinct`, an array of objects.
-    """
+    """(codes, distinct): distinct values by first sight, objects, and the place of each value."""
     if not isinstance(values, pd.Series | pd.Index | np.ndarray):
         values = pd.Series(list(values), dtype=object)
     codes, distinct = pd.factorize(values, use_na_sentinel=False)
@@ -352,13 +291,15 @@ def _distinct(values):
 
 # ---- A DataFrame of one's own --------------------------------------------------------------------
 
-FRAME_VERSION = "dlrm_utils.FrameEncoder 1"
-KINDS = {  # what a category can be, by pandas' names of it
+FRAME_VERSION = "dlrm_utils.FrameEncoder 2"
+KINDS = {  # what a column can hold, by pandas' names of it
+    "empty": None,  # or missing values alone
     "string": "text",
     **dict.fromkeys(["integer", "floating", "mixed-integer-float"], "number"),
     "boolean": "boolean",
     **dict.fromkeys(["datetime64", "datetime", "date"], "time"),
 }
+TABLE_KINDS, NUMERIC_KINDS = ["text", "number", "boolean", "time"], ["number", "boolean", "decimal"]
 
 
 class FrameEncoder:
@@ -378,14 +319,11 @@ class FrameEncoder:
         self.categorical, self.multi_hot = _names(categorical), _names(multi_hot)
         self.label = None if label is None else _names([label])[0]
         self.min_count = operator.index(min_count)
-        if self.min_count < 1:
-            raise ValueError(f"min_count is {min_count}; it must be 1 or more")
         self._numeric, self._tables = self.dense + self.counts, self.categorical + self.multi_hot
         for names in (self._numeric, self._tables):
-            if len(set(names) | {self.label}) <= len(names):
+            if len({*names, self.label}) <= len(names):
                 raise ValueError(f"a column is named twice among {[*names, self.label]}")
-        self.scales = None  # mean and deviation of each dense column
-        self.kinds, self.vocabularies = {}, {}  # of each table, by column
+        self.scales, self.kinds, self.vocabularies = None, None, None  # by column, from fit
 
     def fit(self, frame):
         """Learn scales and vocabularies from the training rows alone. Returns self."""
@@ -393,13 +331,12 @@ class FrameEncoder:
         if not len(frame):
             raise ValueError("there are no rows to fit")
         if self.label is not None:
-            self._labels(frame)
-        numbers = {column: _numbers(frame, column) for column in self._numeric}
-        scales = {column: _scale(numbers[column]) for column in self.dense}
+            self._numbers(frame, self.label)
+        scales = {column: _scale(self._numbers(frame, column)) for column in self._numeric}
+        scales |= dict.fromkeys(self.counts, [0.0, 1.0])
         kinds, vocabularies = {}, {}
         for column in self._tables:
-            values, _ = self._bags(frame, column)
-            values, kinds[column] = _of_one_kind(values)
+            values, _, kinds[column] = self._bags(frame, column, TABLE_KINDS)
             vocabularies[column] = Vocabulary.fit(values, self.min_count)
         # Only now, so that a fit that fails changes nothing.
         self.scales, self.kinds, self.vocabularies = scales, kinds, vocabularies
@@ -409,98 +346,97 @@ class FrameEncoder:
     def table_sizes(self):
         """Rows of each embedding table, in the order of `Batch.indices`."""
         self._require_fit()
-        return [len(self.vocabularies[column]) for column in self._tables]
+        return [len(vocabulary) for vocabulary in self.vocabularies.values()]
 
     def transform(self, frame):
         """A `Batch` with the frame's rows in order."""
         self._require_fit()
         frame = self._frame(frame)
         dense, indices, offsets = np.zeros((len(frame), len(self._numeric)), np.float32), [], []
-        for k, column in enumerate(self._numeric):
-            dense[:, k] = np.nan_to_num(self._scaled(column, _numbers(frame, column)))
-        for column in self._tables:
-            values, lengths = self._bags(frame, column)
-            values, _ = _of_one_kind(values, self.kinds[column])
-            indices.append(torch.from_numpy(self.vocabularies[column].encode(values)))
+        for k, (column, (mean, deviation)) in enumerate(self.scales.items()):
+            dense[:, k] = np.nan_to_num((self._numbers(frame, column) - mean) / deviation)
+        for column, vocabulary in self.vocabularies.items():
+            fitted = self.kinds[column]
+            values, lengths, _ = self._bags(frame, column, [fitted] if fitted else TABLE_KINDS)
+            indices.append(torch.from_numpy(vocabulary.encode(values)))
             offsets.append(lengths_to_offsets(lengths))
-        labels = self._labels(frame) if self.label in frame else None
+        labels = None
+        if self.label in frame:
+            labels = torch.tensor(self._numbers(frame, self.label), dtype=torch.float32)
         return Batch(torch.from_numpy(dense), indices, offsets, labels)
 
-    def _frame(self, rows):
-        """What was given as a DataFrame of pandas or polars."""
-        if isinstance(rows, pd.DataFrame | pl.DataFrame):
-            return rows
-        if not isinstance(rows, dict | pd.Series):
-            found = type(rows).__name__
-            raise ValueError(f"rows are a DataFrame of pandas or polars, or one dict, not {found}")
-        row = dict(rows)
-        single = [row.get(name) for name in [*self._numeric, *self.categorical, self.label]]
-        many = any(pd.api.types.is_list_like(value) for value in single)
-        return pd.DataFrame(row if many else [row])
-
-    def _scaled(self, column, numbers):
-        if column in self.counts:
-            return np.log1p(np.maximum(numbers, 0))
-        mean, deviation = self.scales[column]
-        return (numbers - mean) / deviation
-
-    def _bags(self, frame, column):
-        """All values of a column, one after the other, and how many each row has."""
-        values = _column(frame, column)
-        if column in self.categorical:
-            return values, np.ones(len(values), dtype=np.int64)
-        missing = values.isna()
-        bags = [[] if gone else bag for bag, gone in zip(values, missing, strict=True)]
-        wrong = [not isinstance(bag, list | tuple | np.ndarray) for bag in bags]
-        _refuse(values, wrong, "not a list of values")
-        lengths = [len(bag) for bag in bags]
-        flat = list(itertools.chain.from_iterable(bags))
-        index = values.index.repeat(lengths)
-        return pd.Series(flat, index, dtype=object, name=column).infer_objects(), lengths
-
-    def _labels(self, frame):
-        labels = _numbers(frame, self.label)
-        _refuse(labels, ~labels.isin([0, 1]), "neither 0 nor 1")
-        return torch.tensor(labels.to_numpy(), dtype=torch.float32)
-
-    def _require_fit(self):
-        if self.scales is None:
-            raise ValueError("this FrameEncoder has seen no frame; call fit(frame) first")
-
-    def _content(self):
-        """All that transform needs, as JSON can hold it; times as texts."""
-        names = ("dense", "counts", "categorical", "multi_hot", "label", "min_count")
-        scales = [self.scales[column] for column in self.dense]
-        kinds = [self.kinds[column] for column in self._tables]
-        values = [self.vocabularies[column].values for column in self._tables]
-        for k, kind in enumerate(kinds):
-            if kind == "time":
-                values[k] = [value and value.isoformat() for value in values[k]]
-        learned = {"scales": scales, "kinds": kinds, "values": values}
-        return {name: getattr(self, name) for name in names} | learned
+    encode = transform  # as a `FolderEncoder` calls it
 
     def fingerprint(self):
         """A text that another encoder shares only if it encodes alike."""
-        self._require_fit()
         return _hash_of(self._content())
 
     def save(self, path):
         """Write all that transform needs as JSON."""
-        self._require_fit()
         _write_json(path, FRAME_VERSION, self._content())
 
     @classmethod
     def load(cls, path):
         """Read what `save` wrote; ValueError for any other file."""
         content = _read_json(path, FRAME_VERSION)
-        learned = [content.pop(name) for name in ("scales", "kinds", "values")]
-        encoder = cls(**content)
-        encoder.scales = dict(zip(encoder.dense, learned[0], strict=True))
-        for column, kind, values in zip(encoder._tables, *learned[1:], strict=True):
-            if kind == "time":
-                values = [value and pd.Timestamp(value) for value in values]
-            encoder.kinds[column], encoder.vocabularies[column] = kind, Vocabulary(values)
+        encoder = cls(**content["options"])
+        encoder.scales, encoder.kinds = dict(content["scales"]), dict(content["kinds"])
+        encoder.vocabularies = {column: Vocabulary(v) for column, v in content["values"]}
         return encoder
+
+    def _content(self):
+        self._require_fit()
+        names = ("dense", "categorical", "multi_hot", "label", "min_count", "counts")
+        # Pairs, since JSON's dicts would make texts of columns whose names are numbers.
+        return {
+            "options": {name: getattr(self, name) for name in names},
+            "scales": list(self.scales.items()),
+            "kinds": list(self.kinds.items()),
+            "values": [[column, v.values] for column, v in self.vocabularies.items()],
+        }
+
+    def _require_fit(self):
+        if self.scales is None:
+            raise ValueError("this FrameEncoder has seen no frame; call fit(frame) first")
+
+    def _frame(self, rows):
+        """What was given as a DataFrame of pandas or polars."""
+        if isinstance(rows, dict | pd.Series):
+            rows = dict(rows)
+            single = [rows.get(name) for name in [*self._numeric, *self.categorical, self.label]]
+            many = any(map(pd.api.types.is_list_like, single))
+            return pd.DataFrame(rows if many else [rows], dtype=object)
+        if not isinstance(rows, pd.DataFrame | pl.DataFrame):
+            raise ValueError(f"rows are a DataFrame, a dict or a Series, not {type(rows).__name__}")
+        return rows
+
+    def _numbers(self, frame, column):
+        """A column as float64, a missing value as NaN; of a count its logarithm."""
+        values = _column(frame, column)
+        _one_kind(values, NUMERIC_KINDS)
+        numbers = values.to_numpy("float64", na_value=np.nan)
+        _refuse(values, np.abs(numbers) > np.finfo(np.float32).max, "infinite, or too large")
+        if column == self.label:
+            _refuse(values, ~np.isin(numbers, [0, 1]), "neither 0 nor 1")
+        return np.log1p(np.maximum(numbers, 0)) if column in self.counts else numbers
+
+    def _bags(self, frame, column, kinds):
+        """A table's values, one after the other; how many each row has; and their kind."""
+        values, lengths = _column(frame, column), np.ones(len(frame), dtype=np.int64)
+        if column in self.multi_hot:
+            sizes = [
+                len(bag) if isinstance(bag, list | tuple | np.ndarray) else -1 for bag in values
+            ]
+            lengths = np.array(sizes, dtype=np.int64)
+            _refuse(values, (lengths < 0) & values.notna(), "not a list of values")
+            lengths = lengths.clip(0)  # a missing list is an empty bag
+            values = values[lengths > 0].explode()
+        kind = _one_kind(values, kinds)
+        if kind == "number":
+            _refuse(values, values.isin([np.inf, -np.inf]), "infinite")
+        if kind == "time":  # dates and times of any type as texts alike; each distinct one once
+            values = pd.to_datetime(values).astype("category").cat.rename_categories(str)
+        return values, lengths, kind
 
 
 def _names(names):
@@ -511,59 +447,32 @@ def _names(names):
 
 
 def _column(frame, name):
-    """One column as a pandas Series."""
-    if name not in frame.columns:
-        raise ValueError(f"the frame has no column {name!r}; it has {list(frame.columns)}")
-    if isinstance(frame, pl.DataFrame):
-        return pd.Series(frame[name].to_list(), dtype=object, name=name).infer_objects()
-    if frame.columns.tolist().count(name) > 1:
-        raise ValueError(f"the frame has several columns {name!r}")
-    return frame[name]
-
-
-def _numbers(frame, name):
-    """A column as float64, a missing value as NaN."""
-    values = _column(frame, name)
-    try:
-        if pd.api.types.infer_dtype(values) in ("datetime64", "datetime", "date", "timedelta64"):
-            raise TypeError("it holds times")
-        numbers = values.to_numpy("float64", na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} is not numeric: {error}") from error
-    _refuse(values, np.abs(numbers) > np.finfo(np.float32).max, "infinite, or too large")
-    return pd.Series(numbers, values.index, name=name)
+    """One column as a pandas Series, of objects where its type is neither NumPy's nor text."""
+    if list(frame.columns).count(name) != 1:
+        found = "several columns" if name in frame.columns else "no column"
+        raise ValueError(f"the frame has {found} {name!r}; it has {list(frame.columns)}")
+    column = frame[name]
+    if isinstance(column.dtype, np.dtype | pd.StringDtype):
+        return column.reset_index(drop=True)
+    return pd.Series(column.to_list(), dtype=object, name=name)
 
 
 def _scale(numbers):
     """[mean, standard deviation], of a constant column [mean, 1]."""
-    mean, variance = np.nan_to_num([numbers.mean(), numbers.var(ddof=0)]).tolist()
-    rounding = len(numbers) * np.finfo(float).eps
-    # What rounding leaves of a constant column's variance, by the rule of scikit-learn's scalers.
-    constant = variance <= rounding * variance + (rounding * mean) ** 2
-    return [mean, 1.0 if constant else math.sqrt(variance)]
+    numbers = pd.Series(numbers)
+    mean, deviation = np.nan_to_num([numbers.mean(), numbers.std(ddof=0)]).tolist()
+    return [mean, deviation if deviation > 1e-12 * abs(mean) else 1.0]  # rounding leaves less
 
 
-def _of_one_kind(values, fitted=None):
-    """(values, their kind): those of `KINDS`, all alike and as fitted, or ValueError."""
-    present = values[values.notna().to_numpy()]
-    if not len(present):
-        return values, fitted
-    kind = _kind(present)
-    if kind is None or kind != (fitted or kind):
-        kinds = [_kind([value]) for value in present]
-        kind = fitted or kinds[0] or "text, a number, a boolean or a time"
-        rule = "as in fit" if fitted else "as all of the column must be"
-        _refuse(present, [other != kind for other in kinds], f"not a {kind}, {rule}")
-    if kind == "number" and not pd.api.types.is_integer_dtype(present.dtype):
-        _refuse(present, present.isin([np.inf, -np.inf]), "infinite")
-    return (pd.to_datetime(values) if kind == "time" else values), kind
-
-
-def _kind(values):
-    inferred = pd.api.types.infer_dtype(values)
-    if inferred in ("categorical", "unknown-array"):
-        inferred = pd.api.types.infer_dtype(values.astype(object))
-    return KINDS.get(inferred)
+def _one_kind(values, kinds):
+    """Which of the kinds all values of a column are, None if all are missing; or ValueError."""
+    found = pd.api.types.infer_dtype(values)
+    kind = KINDS.get(found, found)
+    if kind not in (None, *kinds):
+        each = [KINDS.get(pd.api.types.infer_dtype([value]), "other") for value in values]
+        _refuse(values, [one not in (None, *kinds) for one in each], f"not a {' or '.join(kinds)}")
+        raise ValueError(f"column {values.name!r} mixes {sorted(filter(None, {*each}))}")
+    return kind
 
 
 def _refuse(values, wrong, what):
@@ -1513,63 +1422,45 @@ def load_notebook(path="DLRM.ipynb"):
     define is left out.
     """
     path = Path(__file__).resolve().parent / path
-    namespace, absent = {"__name__": path.name}, {"get_ipython"}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        example = "example" in cell["metadata"].get("tags", [])
-        body = _statements("".join(cell["source"])) if cell["cell_type"] == "code" else []
-        for statement in body:
-            if not (
-                example or isinstance(statement, DEFINITIONS) or _is_constant(statement, namespace)
-            ):
-                continue
-            code = compile(ast.Module([statement], []), path.name, "exec")
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    exec(code, namespace)
-            except (ModuleNotFoundError, NameError) as error:
-                if isinstance(error, NameError) and error.name not in absent:
-                    raise
-                if isinstance(error, ModuleNotFoundError) and not isinstance(statement, IMPORTS):
-                    raise
-                absent |= _defined(statement)
+    namespace, absent = {"__name__": path.name}, set()
+    for statement, example in _statements(path):
+        code = compile(ast.Module([statement], []), path.name, "exec")
+        steps = dis.get_instructions(code)
+        defined = {step.argval for step in steps if step.opname == "STORE_NAME"}
+        constant = _is_constant(statement, namespace.keys() | defined)
+        if not (example or constant or isinstance(statement, DEFINITIONS)):
+            continue
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(code, namespace)
+        except (ModuleNotFoundError, NameError) as error:
+            if error.name not in absent and not isinstance(statement, IMPORTS):
+                raise
+            absent |= defined
     return types.SimpleNamespace(**namespace)
 
 
-def _statements(source):
-    """The statements of a cell; lines such as %matplotlib become calls of get_ipython."""
-    try:
-        return ast.parse(source).body
-    except SyntaxError:
-        from IPython.core.inputtransformer2 import TransformerManager
+def _statements(path):
+    """The statements of all cells, and whether each is of an example; lines as %time are none."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = re.sub("^[%!].*", "", "".join(cell["source"]), flags=re.MULTILINE)
+        if cell["cell_type"] == "code":
+            for statement in ast.parse(source).body:
+                yield statement, "example" in cell["metadata"].get("tags", [])
 
-        return ast.parse(TransformerManager().transform_cell(source)).body
 
-
-def _is_constant(statement, namespace):
-    """Is it NAME = something made of literals and earlier constants alone?"""
-    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-        return False
+def _is_constant(statement, known):
+    """Is it NAME = something of literals and known names, all in capitals and none called?"""
     nodes = list(ast.walk(statement))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    known = namespace.keys() | _defined(statement)
-    called = any(isinstance(node, ast.Call) for node in nodes)
-    return not called and names <= known and all(name.isupper() for name in names)
-
-
-def _defined(statement):
-    """The names that a statement would define."""
-    if isinstance(statement, IMPORTS):
-        return {alias.asname or alias.name.split(".")[0] for alias in statement.names}
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return {statement.name}
-    nodes = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
-    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    capitals = all(map(str.isupper, names)) and names <= known
+    return isinstance(statement, ast.Assign) and capitals and ast.Call not in map(type, nodes)
 
 
 # ---- Saved models --------------------------------------------------------------------------------
 
-MODEL_VERSION = "dlrm_utils.save_model 1"
-MODEL_FILES = {"settings.json", "weights.pt", "encoder.json", "encoder"}
+MODEL_VERSION = "dlrm_utils.save_model 2"
+MODEL_FILES = {"settings.json", "weights.pt", "encoder"}
 
 
 def save_model(folder, model_settings, model, encoder):
@@ -1578,34 +1469,29 @@ def save_model(folder, model_settings, model, encoder):
     model_settings: the class's name in the notebook and its arguments without table_sizes, as
     {"class": "DLRM", "embedding_dim": 16, "bottom_mlp": [64], "top_mlp": [64], "num_dense": 13}.
     encoder: a fitted `FrameEncoder`, or the `CriteoData` that the model was trained on.
+    ValueError if they do not belong together, or if the folder holds anything else.
     """
     folder, encoder = Path(folder), getattr(encoder, "encoder", encoder)
-    work, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
-    fingerprint, weights = encoder.fingerprint(), model.state_dict()
-    if type(model).__name__ != model_settings["class"]:
-        raise ValueError(f"the model is a {type(model).__name__}, not {model_settings['class']}")
-    _fitting(model_settings, encoder, weights, "meta")
-    _refuse_foreign(folder)
-    for leftover in (work, old):
-        _remove_model(leftover)
-    work.mkdir(parents=True)
-    try:
-        encoder.save(work / ("encoder.json" if isinstance(encoder, FrameEncoder) else "encoder"))
-        torch.save({"encoder": fingerprint, "weights": weights}, work / "weights.pt")
-        written = [path for path in work.rglob("*") if path.is_file()]
-        sizes = {path.relative_to(work).as_posix(): path.stat().st_size for path in written}
-        settings = {"model": model_settings, "encoder": fingerprint, "sizes": sizes}
-        _write_json(work / "settings.json", MODEL_VERSION, settings)
-        for path in [*work.rglob("*"), work]:
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if found and found != MODEL_FILES:
+        raise ValueError(f"{folder} holds what save_model did not write; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        new, old = Path(work, "new"), Path(f"{work}.old")
+        new.mkdir()
+        encoder.save(new / "encoder")  # one file, or a folder
+        torch.save(model.state_dict(), new / "weights.pt")
+        settings = {"model": model_settings | {"class": type(model).__name__}}
+        settings |= {"encoder": encoder.fingerprint(), "weights": _hash_of_file(new / "weights.pt")}
+        _write_json(new / "settings.json", MODEL_VERSION, settings)
+        load_model(new)  # what does not open takes no place
+        for path in [*new.rglob("*"), new]:
             _flush(path)
-    except BaseException:
-        _remove_model(work)
-        raise
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(work, folder)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     _flush(folder.parent)
-    _remove_model(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder):
@@ -1617,66 +1503,34 @@ def load_model(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if not (folder / "settings.json").is_file():
-        raise ValueError(f"{folder} is no folder of save_model: it has no settings.json")
-    settings = _read_json(folder / "settings.json", MODEL_VERSION)
-    for name, size in settings["sizes"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{folder} is damaged: {name} is cut, exchanged or absent")
-    if "encoder.json" in settings["sizes"]:
-        encoder = FrameEncoder.load(folder / "encoder.json")
-    else:
-        encoder = FolderEncoder.load(folder / "encoder")
-    saved = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-    if not settings["encoder"] == saved["encoder"] == encoder.fingerprint():
-        raise ValueError(f"{folder} has the weights of one model and the vocabularies of another")
-    with torch.random.fork_rng(devices=[]):  # what is drawn here does not move the caller's seed
-        model = _fitting(settings["model"], encoder, saved["weights"], "cpu")
-    model.load_state_dict(saved["weights"])
-    return model.eval(), encoder
-
-
-def _fitting(settings, encoder, weights, device):
-    """A new model of these settings, or ValueError if the weights are not of its shapes."""
-    arguments = {name: value for name, value in settings.items() if name != "class"}
-    kind = getattr(load_notebook(), settings["class"], None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-        raise ValueError(f"the notebook has no model named {settings['class']}")
+    weights, place = folder / "weights.pt", folder / "encoder"
     try:
-        with torch.device(device):
-            model = kind(table_sizes=encoder.table_sizes, **arguments)
-    except TypeError as error:
-        raise ValueError(f"no {settings['class']} has the settings {arguments}: {error}") from error
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in weights.items()}
-    different = [name for name in expected | given if expected.get(name) != given.get(name)]
-    if different:
-        raise ValueError(f"settings and encoder make another model: {different[0]} differs")
+        settings = _read_json(folder / "settings.json", MODEL_VERSION)
+        encoder = (FolderEncoder if place.is_dir() else FrameEncoder).load(place)
+        parts = {"encoder": encoder.fingerprint(), "weights": _hash_of_file(weights)}
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a whole folder of save_model: {error}") from error
+    for name, fingerprint in parts.items():
+        if settings[name] != fingerprint:
+            raise ValueError(f"{folder}: its {name} part is cut, or that of another model")
+    return _built(settings["model"], encoder.table_sizes, weights).eval(), encoder
+
+
+def _hash_of_file(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _built(settings, table_sizes, weights):
+    """The notebook's model of these settings with these weights, or ValueError."""
+    arguments = {name: value for name, value in settings.items() if name != "class"}
+    try:
+        with torch.random.fork_rng(devices=[]):  # what is drawn does not move the caller's seed
+            model = getattr(load_notebook(), settings["class"])(table_sizes, **arguments)
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the notebook has no such model as {settings}: {error}") from error
     return model
-
-
-def _refuse_foreign(folder):
-    """ValueError if a path holds anything but what `save_model` writes."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name another folder")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if names - MODEL_FILES or (names and "settings.json" not in names):
-        raise ValueError(f"{folder} holds what save_model did not write; name another folder")
-    if names:
-        _read_json(folder / "settings.json", MODEL_VERSION)
-
-
-def _remove_model(folder):
-    """Remove the files that `save_model` writes, by name, and then the empty folder."""
-    for name in MODEL_FILES if folder.exists() else ():
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmdir()
 
 
 # ---- Commands ------------------------------------------------------------------------------------
@@ -1688,13 +1542,12 @@ def predict_file(model_folder, rows, out):
     They lie in out + ".part" until all are there, also after an error, which says how many.
     """
     rows, out, scored = Path(rows), Path(out), 0
-    part = out.with_name(f"{out.name}.part")
-    if not rows.is_file():
-        raise FileNotFoundError(f"there is no file {rows}")
+    model, encoder = load_model(model_folder)
+    rows.stat()  # FileNotFoundError before anything is written
     if out.is_dir() or out.absolute() == rows.absolute():
         raise ValueError(f"{out} is in the way; name another file for the probabilities")
-    model, encoder = load_model(model_folder)
     out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
     with open(part, "w", encoding="ascii") as file:
         try:
             for batch in progress(_encoded(encoder, rows), desc=f"scoring {rows.name}"):
@@ -1710,59 +1563,48 @@ def predict_file(model_folder, rows, out):
 
 def _encoded(encoder, path):
     """A file's rows as batches: raw lines, or a table with the encoder's columns."""
-    if isinstance(encoder, FolderEncoder) and encoder.criteo and not _is_table(path):
+    criteo = isinstance(encoder, FolderEncoder) and encoder.criteo
+    if criteo and not _is_table(path):
         with _unpacked(path) as file:
             for line, text in _pieces(file, path):
                 yield encoder.encode_text(text, path, line)
         return
     lazy = _scanned(path)
-    if isinstance(encoder, FolderEncoder) and encoder.criteo:
+    if criteo:
         names = {name.lower(): name for name in COLUMNS}
-        found = {name: names.get(name.lower(), name) for name in lazy.collect_schema()}
-        lazy = lazy.rename(found)
-    numbers = _number_columns(encoder)
-    texts = [name for name, kind in lazy.collect_schema().items() if kind == pl.String]
-    lazy = lazy.with_columns(pl.col(name).cast(numbers[name]) for name in texts if name in numbers)
-    for frame in _batches(lazy, path):
-        yield (
-            encoder.encode(frame)
-            if isinstance(encoder, FolderEncoder)
-            else encoder.transform(frame)
-        )
+        lazy = lazy.rename(lambda name: names.get(name.lower(), name))
+    numbers, schema = _number_types(encoder), lazy.collect_schema()
+    texts = [name for name in numbers if schema.get(name) == pl.String]  # of a CSV all are
+    for frame in _batches(lazy.cast({name: numbers[name] for name in texts}), path):
+        yield encoder.encode(frame)
 
 
-def _number_columns(encoder):
-    """Columns that hold numbers, which a CSV has as text, and their types."""
+def _number_types(encoder):
+    """The columns that hold numbers, and polars' types of them."""
     if isinstance(encoder, FolderEncoder):
-        types = {"integer": pl.Int64, "float": pl.Float64}
-        kinds = {name: about["kind"] for name, about in encoder.categorical.items()}
-        found = {name: types[kind] for name, kind in kinds.items() if kind in types}
-        return found | dict.fromkeys(encoder.dense, pl.Float64)
-    found = {}
-    for name, vocabulary in encoder.vocabularies.items():
-        known = [value for value in vocabulary.values if value is not None]
-        if known and not isinstance(known[0], str):
-            whole = all(isinstance(value, int) for value in known)
-            found[name] = pl.Int64 if whole else pl.Float64
-    return found | dict.fromkeys([*encoder.dense, *encoder.counts], pl.Float64)
+        dense, kinds = encoder.dense, {"integer": pl.Int64, "float": pl.Float64}
+        types = {name: kinds.get(about["kind"]) for name, about in encoder.categorical.items()}
+    else:
+        dense, names = encoder.scales, encoder.vocabularies
+        types = {name: pl.Series(names[name].values, strict=False).dtype for name in names}
+    numeric = {name: kind for name, kind in types.items() if kind and kind.is_numeric()}
+    return numeric | dict.fromkeys(dense, pl.Float64)
 
 
 def _say_published(data):
     """Compare a file of the Kaggle contest's size with what was published of it."""
     sizes = [about["distinct"] for about in data.encoder.categorical.values()]
-    other = [
-        f"{name} has {found:,} names, published {wanted:,}"
-        for name, found, wanted in zip(CATEGORIES, sizes, CRITEO_KAGGLE_TABLE_SIZES, strict=True)
-        if found != wanted
-    ]
-    clicks = f"{np.mean(data.labels):.2%}"
-    if clicks != "25.62%":
-        other.insert(0, f"{clicks} are clicks, published 25.62%")
-    print("as published: rows, clicks, names" if not other else "not as published: ", end="")
-    print("; ".join(other))
+    found = [round(100 * np.mean(data.labels), 2), *sizes]
+    published = [25.62, *CRITEO_KAGGLE_TABLE_SIZES]
+    for name, ours, theirs in zip(["% of clicks", *CATEGORIES], found, published, strict=True):
+        if ours != theirs:
+            print(f"not as published: {name} has {ours:,}, published {theirs:,}")
+    if found == published:
+        print("as published: rows, clicks, names")
 
 
 def main(arguments=None):
+    """The commands `preprocess` and `predict`; an error is one line, and the exit code not 0."""
     parser = argparse.ArgumentParser(description="Tables and models for DLRM.ipynb")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("preprocess", help="Criteo rows to the processed folder")
@@ -1771,9 +1613,8 @@ def main(arguments=None):
     command.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
     command.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
     command = commands.add_parser("predict", help="score a file of rows with a saved model")
-    command.add_argument("model", metavar="MODEL")
-    command.add_argument("rows", metavar="IN")
-    command.add_argument("out", metavar="OUT")
+    for name in ("model", "rows", "out"):
+        command.add_argument(name)
     o, start = parser.parse_args(arguments), time.perf_counter()
     try:
         if o.command == "predict":

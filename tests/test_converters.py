@@ -204,7 +204,7 @@ def test_take_of_every_form(six, rows, expected):
     [[0.9, 1.9], [0.0, 1.0], [6], [-7], range(5, 7), ["0"], [[0, 1]], [True, False], [True] * 7],
 )
 def test_take_refuses_fractions_rows_outside_and_masks_of_another_length(six, rows):
-    with pytest.raises(IndexError, match="row"):
+    with pytest.raises(ValueError if np.ndim(rows) > 1 else IndexError):
         six.take(rows)
 
 
@@ -221,9 +221,9 @@ def test_parts_of_a_batch_that_disagree_are_refused(six):
     dense, indices, offsets, labels = six
     with pytest.raises(ValueError, match="1 tables have ids, but 0"):
         Batch(dense, indices, [], labels)
-    with pytest.raises(ValueError, match="table 0 has 5 bags, but there are 6 rows"):
+    with pytest.raises(ValueError, match="table 0 has 5 rows, but dense has 6"):
         Batch(dense, indices, [offsets[0][:5]], labels)
-    with pytest.raises(ValueError, match="2 labels, but 6 rows"):
+    with pytest.raises(ValueError, match="labels has 2 rows, but dense has 6"):
         Batch(dense, indices, offsets, labels[:2])
 
 

@@ -133,7 +133,7 @@ def test_a_save_that_fails_leaves_the_old_file(encoder, tmp_path):
     encoder.save(path)
     before = path.read_bytes()
     encoder.vocabularies["city"].values.append(object())
-    with pytest.raises(ValueError, match="only texts and numbers"):
+    with pytest.raises(TypeError, match="object"):
         encoder.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
@@ -149,13 +149,13 @@ def test_foreign_files_are_refused(content, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"age": ["old"] * 3}, "'age' is not numeric"),
+        ({"age": ["old"] * 3}, "'age', row 0: 'old' is not a number"),
         ({"age": [1, math.inf, 2]}, "'age', row 1: .*infinite"),
         ({"tags": ["x|y", [], []]}, "row 0: 'x|y' is not a list"),
         ({"click": [1, 2, 0]}, "row 1: .* neither 0 nor 1"),
         ({"click": [1, None, 0]}, "row 1: .* neither 0 nor 1"),
-        ({"age": [[1], 2, 3]}, "'age' is not numeric"),
-        ({"age": pd.to_datetime(["2020-01-01"] * 3)}, "'age' is not numeric: it holds times"),
+        ({"age": [[1], 2, 3]}, r"'age', row 0: \[1\] is not a number"),
+        ({"age": pd.to_datetime(["2020-01-01"] * 3)}, "'age', row 0: .* is not a number"),
         ({"age": [1, 1e300, 2]}, "'age', row 1: .*too large"),
         ({"city": ["Rome", "Rome", ["Oslo"]]}, r"'city', row 2: \['Oslo'\] is not a text"),
         ({"tags": [["x"], ["y", ["x"]], []]}, r"'tags', row 1: \['x'\] is not a text"),
@@ -281,7 +281,7 @@ def test_arrow_columns(tmp_path):
 @pytest.mark.parametrize(
     "fitted, given, words",
     [
-        ([1, 2], ["1", "2"], "row 0: '1' is not a number, as in fit"),
+        ([1, 2], ["1", "2"], "row 0: '1' is not a number"),
         ([1, 2], [1, "2"], "row 1: '2' is not a number"),
         (["01234567", "1e5"], [1234567, 1e5], "row 0: 1234567.0 is not a text"),
         ([1, 2], [True, False], "row 0: True is not a number"),
@@ -302,17 +302,17 @@ def test_values_of_another_kind_than_fitted_are_refused(fitted, given, words):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ([1, "a"], "row 1: 'a' is not a number, as all"),
-        (["a", True], "row 1: True is not a text"),
-        ([1, True], "row 1: True is not a number"),
-        ([(1, 2), (3, 4)], r"row 0: \(1, 2\) is not a text, a number"),
-        ([b"a", b"b"], "row 0: b'a' is not a text, a number"),
-        ([[1], [2]], r"row 0: \[1\] is not a text, a number"),
-        ([1.5, -math.inf], "row 1: -inf is infinite"),
+        ([1, "a"], r".*mixes \['number', 'text'\]"),
+        (["a", True], ".*mixes"),
+        ([1, True], ".*mixes"),
+        ([(1, 2), (3, 4)], r", row 0: \(1, 2\) is not a text or number"),
+        ([b"a", b"b"], ", row 0: b'a' is not a text or number"),
+        ([[1], [2]], r", row 0: \[1\] is not a text or number"),
+        ([1.5, -math.inf], ", row 1: -inf is infinite"),
     ],
 )
 def test_a_column_that_cannot_be_a_table_is_refused_by_fit(values, words):
-    with pytest.raises(ValueError, match="column 'id', " + words):
+    with pytest.raises(ValueError, match="column 'id'" + words):
         FrameEncoder(categorical=["id"]).fit(pd.DataFrame({"id": pd.Series(values, dtype=object)}))
 
 
@@ -337,7 +337,8 @@ def test_min_count_leaves_rare_values_to_the_unknown_one():
 
 def test_polars_dicts_and_series_give_the_same_batch(encoder, frame):
     expected = encoder.transform(frame)
-    table = pl.DataFrame(frame.assign(city=["Rome", None, "Rome"]).to_dict("list"), strict=False)
+    # pandas' text has NaN for a missing value, of which polars would make a text.
+    table = pl.DataFrame(frame.to_dict("list") | {"city": ["Rome", None, "Rome"]}, strict=False)
     columns = encoder.transform(frame.to_dict("list"))
     again = FrameEncoder(["age"], ["city"], ["tags"], "click").fit(table)
     for batch in (encoder.transform(table), columns, again.transform(table)):
@@ -410,7 +411,7 @@ def test_names_are_texts_or_whole_numbers_in_a_list(wrong):
 @pytest.mark.parametrize("min_count", [0, -1, 1.5])
 def test_a_min_count_that_is_none_is_refused(min_count):
     with pytest.raises((ValueError, TypeError)):
-        FrameEncoder(min_count=min_count)
+        FrameEncoder(categorical=["a"], min_count=min_count).fit(pd.DataFrame({"a": [1]}))
 
 
 def test_fit_on_no_rows_is_refused(frame):
@@ -464,7 +465,7 @@ def test_another_version_and_an_edited_file_are_refused(encoder, tmp_path):
         ({"format": "dlrm_utils.FrameEncoder 99"}, "encoder.json is of another version"),
         ({"min_count": 2}, "encoder.json was changed"),
         ({"scales": []}, "encoder.json was changed"),
-        ({"format": ["a list"]}, "encoder.json is not a whole file"),
+        ({"format": ["a list"]}, "encoder.json is of another version or kind"),
     ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(ValueError, match=words):
