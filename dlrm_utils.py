@@ -172,7 +172,7 @@ def one_id_each(dense, ids, labels=None):
 def progress(items, **options):
     """The items, under tqdm's bar where they take long; at the end it takes its own line away."""
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    return tqdm(items, **{"file": stream, "leave": False, "delay": 0.5} | options)
+    return tqdm(items, **{"file": stream, "leave": False, "delay": 3} | options)
 
 
 def _in_order(function, items, threads):

@@ -72,7 +72,12 @@ def test_a_table_of_ones_own(notebook):
     (recipe,) = recipes("Your own table")
     frame = pd.DataFrame({"age": [20.0, 40.0], "city": ["Rome", "Oslo"]})
     frame = frame.assign(device="a", tags=[["x"], []], click=[1, 0])
-    made = {"train_frame": frame, "any_frame": frame, "DLRM": notebook.DLRM}
+    made = {
+        "dlrm_utils": dlrm_utils,
+        "train_frame": frame,
+        "any_frame": frame,
+        "DLRM": notebook.DLRM,
+    }
     exec(recipe, made)
     assert made["model"](*made["batch"][:3]).shape == (2,)
 
