@@ -654,7 +654,7 @@ class FolderEncoder:
             return self.encode_text("".join(line.rstrip("\r\n") + "\n" for line in lines).encode())
         if isinstance(rows, pd.DataFrame):
             rows = pl.DataFrame(rows.astype(object).where(rows.notna(), None).to_dict("list"))
-        frame = (_as_criteo(rows) if self.criteo else rows).with_row_index(PLACE, offset=1)
+        frame = (_as_criteo(rows) if self.criteo else rows).with_row_index(ROW, offset=1)
         label = self.label if self.label in frame.columns else None
         columns = _Columns(label, list(self.dense), list(self.categorical), self.criteo)
         return self._batch(_checked_rows(frame, columns, "the frame"))
@@ -725,7 +725,8 @@ class CriteoData:
         self.encoder = FolderEncoder.load(self.path)
         self.table_sizes, self.encode = self.encoder.table_sizes, self.encoder.encode
         self.labels, self.dense, self.sparse = (
-            _mapped(self.path / f"{name}.npy", *about["arrays"][name]) for name in ARRAYS
+            _mapped(self.path / f"{name}.npy", *about["arrays"][name])
+            for name in ("labels", "dense", "sparse")
         )
         self.block_offsets = [*_bounds(about["train_rows"], 6), len(self)]
         first, last = self.block_offsets[6:]
@@ -835,10 +836,8 @@ def load_criteo(processed_folder):
 
 PIECE = 1 << 24  # bytes of text parsed together
 PIECE_ROWS = 1 << 17  # rows of a table, or of the arrays, that are handled together
-PLACE = "dlrm_utils.place"  # the column of row numbers
-FILE_ROWS = 1 << 40  # more than a file has: stage 1 numbers the rows of file k from k * FILE_ROWS
+ROW = "dlrm_utils.row"  # the column of row numbers; polars' own end at 2**32
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
-ARRAYS = ("labels", "dense", "sparse")
 
 
 class _Columns(NamedTuple):
@@ -927,13 +926,11 @@ def _sources(rows, columns):
         if not path.is_file():
             raise FileNotFoundError(f"there is no raw file {path}; see data/README.md")
         if path.stat().st_size == 0:
-            raise CriteoFormatError(f"{path} is empty: it has 0 rows")
+            raise CriteoFormatError(f"{path} is empty: 0 rows")
     readers = []
     for path in paths:
-        if not columns.criteo:
+        if not columns.criteo or _is_table(path):
             readers.append(_table_rows(_scanned(path), columns, path))
-        elif _is_table(path):
-            readers.append(_table_rows(_as_criteo(_scanned(path)), columns, path))
         else:
             if len(paths) > 1:
                 _check_end(path)
@@ -944,21 +941,21 @@ def _sources(rows, columns):
 def _fingerprint(path):
     """A hash of a file up to 64 MB. Of a larger one: size, time of change and 256 pieces, so that
     an edit which keeps the size, sets the time back and misses the pieces is not noticed."""
-    about, digest = path.stat(), hashlib.sha256()
+    size, digest = path.stat().st_size, hashlib.sha256()
+    pieces, length = [0], size
+    if size > 64 << 20:
+        digest.update(str(path.stat().st_mtime_ns).encode())
+        pieces, length = [(size - 4096) * k // 255 for k in range(256)], 4096
     with open(path, "rb") as file:
-        if about.st_size <= 64 << 20:
-            digest.update(file.read())
-        else:
-            digest.update(str(about.st_mtime_ns).encode())
-            for k in range(256):
-                file.seek((about.st_size - 4096) * k // 255)
-                digest.update(file.read(4096))
-    return f"{about.st_size} bytes {digest.hexdigest()[:16]}"
+        for start in pieces:
+            file.seek(start)
+            digest.update(file.read(length))
+    return f"{size} bytes {digest.hexdigest()[:16]}"
 
 
 def _rows_hash(lazy):
     """A hash of a table's rows and their order, found by reading it once."""
-    numbered = lazy.with_row_index(PLACE).select(pl.struct(pl.all()).hash().bitwise_xor())
+    numbered = lazy.with_row_index(ROW).select(pl.struct(pl.all()).hash().bitwise_xor())
     return f"rows {numbered.collect(engine='streaming').item()}"
 
 
@@ -1000,31 +997,36 @@ def _tidy(work):
 
 def _make(readers, folder, stages, columns, source, show):
     """Do what the stages lack, and put the whole folder at its place."""
+    ends = [0]
     for k, frames in enumerate(readers):
         done = stages / "parts" / f"{k:06}"
         if not done.exists():
             bar = progress(frames, desc=f"reading {k + 1} of {len(readers)}", disable=not show)
-            _store(bar, done, k * FILE_ROWS)
-    files = [sorted(done.iterdir()) for done in sorted((stages / "parts").iterdir())]
-    parts = list(itertools.chain(*files))
-    counts = [sum(_stored([part], pl.len()).collect().item() for part in file) for file in files]
-    rows = sum(counts)
-    if rows < 7 or 0 in counts:
-        raise CriteoFormatError(f"{rows} rows in files of {counts}: one file needs 7, each one 1")
-    train_rows = _bounds(rows, 7)[6] if len(files) == 1 else rows - counts[-1]
-    train_end = train_rows if len(files) == 1 else (len(files) - 1) * FILE_ROWS
-    bar = progress(columns.categorical, desc="numbering categories", disable=not show)
-    described = {
-        name: _number_column(stages, parts, k, name, (rows, train_end), source)
-        for k, name in enumerate(bar)
-    }
+            _store(bar, done, ends[-1])
+        lengths = [_stored([part], pl.len()).collect().item() for part in done.iterdir()]
+        ends.append(ends[-1] + sum(lengths))
+    *_, before_last, rows = ends
+    if rows < 7 or len(set(ends)) < len(ends):
+        found = f"{rows} rows in files that end at {ends[1:]}"
+        raise CriteoFormatError(f"{found}; one file needs 7 rows, each of several one")
+    train_rows = _bounds(rows, 7)[6] if len(readers) == 1 else before_last
+    parts = sorted((stages / "parts").glob("*/*"))
+    names = columns.categorical
+    numbered = _in_order(
+        lambda k: _number_column(stages, parts, k, names[k], (train_rows, rows), source),
+        range(len(names)),
+        threads=2,
+    )
+    bar = progress(numbered, desc="numbering", total=len(names), disable=not show)
+    described = dict(zip(names, bar, strict=True))
     schemas = [pl.read_ipc_schema(part) for part in parts]
     whole = {name: all(schema[name] == pl.Int32 for schema in schemas) for name in columns.dense}
     dense = {name: "integer" if whole[name] else "float" for name in columns.dense}
-    content = {"label": columns.label, "dense": dense, "categorical": described}
+    content = {"label": columns.label, "dense": dense, "criteo": columns.criteo}
+    content["categorical"] = described
     arrays = _write_arrays(stages, parts, rows, content, show)
     data = stages / "data"
-    _write_json(data / "encoder.json", ENCODER_VERSION, content | {"criteo": columns.criteo})
+    _write_json(data / "encoder.json", ENCODER_VERSION, content)
     about = {"source": source, "train_rows": train_rows, "arrays": arrays}
     _write_json(data / "source.json", FOLDER_VERSION, about)
     for path in [*data.iterdir(), data]:
@@ -1035,17 +1037,16 @@ def _make(readers, folder, stages, columns, source, show):
     _flush(folder.parent)
 
 
-def _store(frames, done, place):
-    """Stage 1: a file for each frame, their rows numbered from `place`, in a folder."""
+def _store(frames, done, row):
+    """Stage 1: a file for each frame, their rows numbered from `row`, in the folder `done`."""
     unfinished = done.parent.with_name("unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for k, frame in enumerate(frames):
         path = unfinished / f"{k:09}"
-        places = pl.int_range(place, place + len(frame), eager=True)
-        frame.with_columns(places.alias(PLACE)).write_ipc(path)
+        frame.with_columns(pl.int_range(row, row + len(frame)).alias(ROW)).write_ipc(path)
         _flush(path)
-        place += len(frame)
+        row += len(frame)
     _flush(unfinished)
     done.parent.mkdir(exist_ok=True)
     os.rename(unfinished, done)
@@ -1063,8 +1064,8 @@ def _number_column(stages, parts, k, name, counts, source):
     done = stages / "ids" / f"{k}.json"
     if done.exists():
         return json.loads(done.read_text())
-    rows, train_end = counts
-    known = _counted(parts, name, train_end)
+    train_rows, rows = counts
+    known = _counted(parts, name, train_rows)
     kept = known.filter(pl.col("count") >= source["min_count"]).select("name")
     if "max_table_rows" in source:
         kept = kept.head(source["max_table_rows"] - 1)  # id 0 has a row, too
@@ -1089,13 +1090,12 @@ def _file_hash(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _counted(parts, name, train_end):
+def _counted(parts, name, train_rows):
     """All names, the most frequent of the training rows first, ties by first sight."""
-    place = pl.col(PLACE)
-    count = (place < train_end).cast(pl.Int64).sum()
-    found = _stored(parts, [pl.col(name).alias("name"), place]).group_by("name")
-    found = found.agg(count.alias("count"), place.min())
-    return found.sort(["count", PLACE], descending=[True, False]).collect(engine="streaming")
+    row = pl.col(ROW)
+    count = (row < train_rows).cast(pl.Int64).sum().alias("count")
+    found = _stored(parts, [pl.col(name).alias("name"), row]).group_by("name").agg(count, row.min())
+    return found.sort(["count", ROW], descending=[True, False]).collect(engine="streaming")
 
 
 def _write_arrays(stages, parts, rows, content, show):
@@ -1131,9 +1131,7 @@ def _save(path, dtype, shape, pieces):
 
 # ---- Reading tables ------------------------------------------------------------------------------
 
-DAMAGE = (
-    pl.exceptions.PolarsError, EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error
-)  # fmt: skip
+DAMAGE = (pl.exceptions.PolarsError, EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error)
 
 
 @contextlib.contextmanager
@@ -1142,8 +1140,7 @@ def _damage_named(place):
     try:
         yield
     except DAMAGE as error:
-        found = f"{place} is damaged, or not what its name says: {error}"
-        raise CriteoFormatError(found) from error
+        raise CriteoFormatError(f"{place} is damaged, or misnamed: {error}") from error
 
 
 def _is_table(path):
@@ -1189,10 +1186,12 @@ def _batches(lazy, place):
 
 def _table_rows(lazy, columns, place):
     """A table's checked rows to come, a DataFrame at a time; their types are looked at now."""
+    if columns.criteo:
+        lazy = _as_criteo(lazy)
     with _damage_named(place):
         empty = pl.DataFrame(schema=lazy.collect_schema())
     _checked_rows(empty, columns, place)
-    batches = _batches(lazy.select(columns.names()).with_row_index(PLACE, offset=1), place)
+    batches = _batches(lazy.select(columns.names()).with_row_index(ROW, offset=1), place)
     return (_checked_rows(frame, columns, place) for frame in batches)
 
 
@@ -1206,26 +1205,26 @@ def _checked_rows(frame, columns, place):
         if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
             raise CriteoFormatError(f"{place}, column {name!r}: {column.dtype} is not one value")
         if name in columns.categorical:
-            made[name] = column.cast(pl.Int64 if column.dtype.is_integer() else pl.String)
+            whole = column.dtype.is_integer() and column.dtype != pl.UInt64
+            made[name] = column.cast(pl.Int64 if whole else pl.String)
             continue
         # A date is no number, though polars would make one of it.
         plain = column.cast(pl.String) if column.dtype.is_temporal() else column
         numbers = plain.cast(pl.Float64, strict=False)
         if name == columns.label:
             wrong, what = ~numbers.is_in([0.0, 1.0]).fill_null(False), "not a label, 0 or 1"
+            dtype = pl.UInt8
         else:
             wrong = column.is_not_null() & ~numbers.is_finite().fill_null(False)
             what = "not a finite number"
+            whole = ((numbers == numbers.round()) & (numbers.abs() < 2**31)).all()
+            stays = column.dtype.is_float() and not columns.criteo
+            dtype = pl.Int32 if whole and not stays else pl.Float64
         if wrong.any():
             row = wrong.arg_true()[0]
-            found = f"{place}, row {frame[PLACE][row]}, column {name!r}: {column[row]!r}"
+            found = f"{place}, row {frame[ROW][row]}, column {name!r}: {column[row]!r}"
             raise CriteoFormatError(f"{found} is {what}")
-        whole = (numbers == numbers.round()) & (numbers.abs() < 2**31)
-        if name == columns.label:
-            numbers = numbers.cast(pl.UInt8)
-        elif whole.all() and (columns.criteo or not column.dtype.is_float()):
-            numbers = numbers.cast(pl.Int32)
-        made[name] = numbers
+        made[name] = numbers.cast(dtype)
     return pl.DataFrame(made)
 
 

@@ -189,7 +189,10 @@ BAD_TABLES = {
     "label absent": (lambda f: f.with_columns(bought=pl.lit(None, pl.Int64)), "row 1, .*'bought'"),
     "lists": (lambda f: f.with_columns(city=pl.concat_list("city")), "'city'.* not one value"),
     "text": (lambda f: f.with_columns(price=pl.lit("dear")), "row 1, column 'price': 'dear'"),
-    "infinite": (lambda f: f.with_columns(price=pl.lit(math.inf)), "row 1, .*inf is not a finite number"),
+    "infinite": (
+        lambda f: f.with_columns(price=pl.lit(math.inf)),
+        "row 1, .*inf is not a finite number",
+    ),
     "a date": (lambda f: f.with_columns(age=pl.lit("2020-01-01").str.to_date()), "'age'"),
 }
 
