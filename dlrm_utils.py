@@ -1011,14 +1011,10 @@ def _make(readers, folder, stages, columns, source, show):
         raise CriteoFormatError(f"{found}; one file needs 7 rows, each of several one")
     train_rows = _bounds(rows, 7)[6] if len(readers) == 1 else before_last
     parts = sorted((stages / "parts").glob("*/*"))
-    names = columns.categorical
-    numbered = _in_order(
-        lambda k: _number_column(stages, parts, k, names[k], (train_rows, rows), source),
-        range(len(names)),
-        threads=2,
-    )
-    bar = progress(numbered, desc="numbering", total=len(names), disable=not show)
-    described = dict(zip(names, bar, strict=True))
+    described = {}
+    bar = progress(columns.categorical, desc="numbering categories", disable=not show)
+    for k, name in enumerate(bar):
+        described[name] = _number_column(stages, parts, k, name, (train_rows, rows), source)
     schemas = [pl.read_ipc_schema(part) for part in parts]
     whole = {name: all(schema[name] == pl.Int32 for schema in schemas) for name in columns.dense}
     dense = {name: "integer" if whole[name] else "float" for name in columns.dense}
@@ -1070,20 +1066,28 @@ def _number_column(stages, parts, k, name, counts, source):
     if "max_table_rows" in source:
         kept = kept.head(source["max_table_rows"] - 1)  # id 0 has a row, too
     kept = kept.with_row_index("id", offset=1).cast({"id": pl.Int32})
+    texts = kept.with_columns(_hex_texts(kept["name"])) if kept["name"].dtype == pl.UInt32 else kept
     path = stages / "data" / "vocabularies" / f"C{k + 1}.csv"
     with _replacing(path) as temporary:
-        kept.write_csv(temporary)
+        texts.write_csv(temporary)
     ids = _stored(parts, pl.col(name).alias("name")).join(
         kept.lazy(), on="name", how="left", nulls_equal=True, maintain_order="left"
     )
     batches = ids.select(pl.col("id").fill_null(0)).collect_batches(maintain_order=True)
     _save(stages / "ids" / f"{k}.npy", "<i4", [rows], (batch["id"].to_numpy() for batch in batches))
     about = {"file": f"vocabularies/{path.name}", "bytes": path.stat().st_size}
-    about |= {"kind": _kind_of(kept["name"]), "hash": _file_hash(path)}
+    about |= {"kind": _kind_of(texts["name"]), "hash": _file_hash(path)}
     about |= {"rows": len(kept) + 1, "distinct": len(known)}  # distinct in all rows
     with _replacing(done) as temporary:
         temporary.write_text(json.dumps(about))
     return about
+
+
+def _hex_texts(numbers):
+    """Eight hex digits of each 32-bit number, as in Criteo's text; a missing one stays so."""
+    digits = numbers.fill_null(0).to_numpy().astype(">u4").tobytes().hex().encode()
+    texts = pl.Series(numbers.name, np.frombuffer(digits, "S8").astype("U8"), dtype=pl.String)
+    return texts.set(numbers.is_null(), None)
 
 
 def _file_hash(path):
@@ -1251,10 +1255,16 @@ def _check_end(path):
 
 
 def _text_rows(path):
-    """The checked rows of Criteo's text, a DataFrame at a time."""
+    """The checked rows of Criteo's text, a DataFrame at a time; hex digits as numbers, a third of
+    the disk."""
+    numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
+
+    def parse(piece):
+        first_line, text = piece
+        return _parsed(text, path, first_line).with_columns(numbers)
+
     with _unpacked(path) as file:
-        pieces = _pieces(file, path)
-        yield from _in_order(lambda piece: _parsed(piece[1], path, piece[0]), pieces, threads=3)
+        yield from _in_order(parse, _pieces(file, path), threads=3)
 
 
 @contextlib.contextmanager
