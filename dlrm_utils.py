@@ -1055,7 +1055,7 @@ def _stored(parts, columns):
 def _number_column(stages, parts, k, name, counts, source):
     """Stage 2: a column's vocabulary, counted on the training rows, and the ids of all rows.
 
-    polars streams both: memory follows the distinct names, not the rows.
+    Memory follows the distinct names, not the rows: both are read in pieces.
     """
     done = stages / "ids" / f"{k}.json"
     if done.exists():
@@ -1098,8 +1098,18 @@ def _counted(parts, name, train_rows):
     """All names, the most frequent of the training rows first, ties by first sight."""
     row = pl.col(ROW)
     count = (row < train_rows).cast(pl.Int64).sum().alias("count")
-    found = _stored(parts, [pl.col(name).alias("name"), row]).group_by("name").agg(count, row.min())
-    return found.sort(["count", ROW], descending=[True, False]).collect(engine="streaming")
+    columns = [pl.col(name).alias("name"), row]
+    counted = []  # the sums, then what waits until it is as long: so memory follows the names
+    for k in range(0, len(parts), 16):
+        found = _stored(parts[k : k + 16], columns).group_by("name").agg(count, row.min())
+        counted.append(found.collect())
+        if sum(map(len, counted[1:])) > len(counted[0]):
+            counted = [_added_up(counted)]
+    return _added_up(counted).sort(["count", ROW], descending=[True, False])
+
+
+def _added_up(counted):
+    return pl.concat(counted).group_by("name").agg(pl.col("count").sum(), pl.col(ROW).min())
 
 
 def _write_arrays(stages, parts, rows, content, show):
@@ -1255,8 +1265,7 @@ def _check_end(path):
 
 
 def _text_rows(path):
-    """The checked rows of Criteo's text, a DataFrame at a time; hex digits as numbers, a third of
-    the disk."""
+    """The checked rows of Criteo's text; hex digits become numbers, which take less disk."""
     numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
 
     def parse(piece):
