@@ -36,6 +36,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import polars as pl
+import polars.selectors as cs
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -488,6 +489,7 @@ def _refuse(values, wrong, what):
 NUM_DENSE, NUM_TABLES = 13, 26
 INTEGERS = [f"I{k + 1}" for k in range(NUM_DENSE)]
 CATEGORIES = [f"C{k + 1}" for k in range(NUM_TABLES)]
+COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 MISSING = np.iinfo(np.int32).min  # how an empty integer field is marked
 # Distinct values of the 26 categorical columns in Criteo's Kaggle file, as published.
 # fmt: off
@@ -496,7 +498,7 @@ CRITEO_KAGGLE_TABLE_SIZES = [
     5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
 # fmt: on
 KAGGLE_ROWS = 45_840_617
-FOLDER_VERSION, ENCODER_VERSION = "dlrm_utils.criteo 3", "dlrm_utils.FolderEncoder 1"
+FOLDER_VERSION, ENCODER_VERSION = "dlrm_utils.criteo 4", "dlrm_utils.FolderEncoder 2"
 RUN, RUNS_AT_ONCE = 1024, 256  # neighbouring rows, and how many such runs are mixed
 REMAKE = "python dlrm_utils.py preprocess RAW FOLDER"
 
@@ -509,8 +511,8 @@ class FolderEncoder:
     """Turns raw rows into a `Batch` by the vocabularies of a processed folder.
 
     dense: "integer" or "float" for each numeric column; integers become log(1 + max(x, 0)),
-    floats sign(x) log(1 + |x|), a missing one 0. categorical: for each column its vocabulary's
-    kind, file, rows of its table and id of the missing value. label: a column's name.
+    floats sign(x) log(1 + |x|), a missing one 0. categorical: of each column its vocabulary's
+    kind ("integer" or "text"), file and table rows. label: a column's name.
     """
 
     def __init__(self, folder, content):
@@ -521,21 +523,17 @@ class FolderEncoder:
 
     @classmethod
     def load(cls, folder):
-        """Open what `save` wrote, or the vocabularies of a processed folder."""
-        folder = Path(folder)
-        encoder = cls(folder, _read_json(folder / "encoder.json", ENCODER_VERSION))
+        """Open what `save` wrote, or the vocabularies of a processed folder; else ValueError."""
+        encoder = cls(folder, _read_json(Path(folder) / "encoder.json", ENCODER_VERSION))
         for about in encoder.categorical.values():
-            path = folder / "vocabularies" / about["file"]
+            path = encoder.folder / about["file"]
             if not path.is_file() or path.stat().st_size != about["bytes"]:
                 raise ValueError(f"{path.name} is cut or absent")
         return encoder
 
     def save(self, folder):
         """Copy the vocabularies, so that the processed folder is no longer needed."""
-        (Path(folder) / "vocabularies").mkdir(parents=True)
-        for about in self.categorical.values():
-            name = f"vocabularies/{about['file']}"
-            shutil.copyfile(self.folder / name, Path(folder) / name)
+        shutil.copytree(self.folder / "vocabularies", Path(folder) / "vocabularies")
         _write_json(Path(folder) / "encoder.json", ENCODER_VERSION, self.content)
 
     def fingerprint(self):
@@ -545,127 +543,68 @@ class FolderEncoder:
     def names(self, column):
         """A column's names of ids 1, 2, ..., a polars Series; the missing one is None."""
         about = self.categorical[column]
-        path = self.folder / "vocabularies" / about["file"]
-        if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != about["hash"]:
+        path = self.folder / about["file"]
+        if _file_hash(path) != about["hash"]:
             raise CriteoFormatError(f"{path} was changed after it was written")
-        names = pl.read_csv(path, schema={"id": pl.Int64, "name": pl.String})["name"]
-        missing = np.arange(1, len(names) + 1) == about["missing"]
-        return names.fill_null("").set(pl.Series(missing, dtype=pl.Boolean), None)
+        kind = pl.Int64 if about["kind"] == "integer" else pl.String
+        return pl.read_csv(path, schema={"id": pl.Int64, "name": kind})["name"]
 
     @functools.cached_property
     def _indexes(self):
-        kinds = {column: about["kind"] for column, about in self.categorical.items()}
-        return {column: _NameIndex(_typed(self.names(column), kinds[column])) for column in kinds}
+        return {name: _as_index(self.names(name)) for name in self.categorical}
 
     def encode(self, rows):
-        """A `Batch` of rows: raw Criteo lines (texts, or one text), with or without label, or a
-        DataFrame with this encoder's columns, where the label may be absent."""
-        if isinstance(rows, str):
-            rows = rows.splitlines()
-        if hasattr(rows, "columns"):
-            return self._batch(_as_polars(rows, [self.label, *self.dense, *self.categorical]))
-        return self.encode_text("".join(line.rstrip("\r\n") + "\n" for line in rows).encode())
+        """A `Batch` of rows, with or without label; ValueError for any that does not fit.
+
+        rows: raw Criteo lines (texts, or one text), or a DataFrame with this encoder's columns.
+        """
+        if not hasattr(rows, "columns"):
+            lines = rows.splitlines() if isinstance(rows, str) else rows
+            return self.encode_text("".join(line.rstrip("\r\n") + "\n" for line in lines).encode())
+        if isinstance(rows, pd.DataFrame):
+            rows = pl.DataFrame(rows.astype(object).where(rows.notna(), None).to_dict("list"))
+        frame = (_as_criteo(rows) if self.criteo else rows).with_row_index(ROW, offset=1)
+        label = self.label if self.label in frame.columns else None
+        columns = _Columns(label, list(self.dense), list(self.categorical), self.criteo)
+        return self._batch(_checked_rows(frame, columns, "the frame"))
 
     def encode_text(self, text, name="lines", first_line=1):
         """A `Batch` of whole raw Criteo lines as bytes."""
         if not self.criteo:
-            raise ValueError(
-                "raw lines have Criteo's columns; encode a DataFrame with this encoder"
-            )
+            raise ValueError("raw lines have Criteo's columns; give this encoder a DataFrame")
         labelled = text.split(b"\n", 1)[0].count(b"\t") != len(COLUMNS) - 2
         if not labelled:
             text = b"0\t" + text.removesuffix(b"\n").replace(b"\n", b"\n0\t") + b"\n"
         frame = _parsed(text, name, first_line)
         return self._batch(frame if labelled else frame.drop("label"))
 
-    def _batch(self, frame, place="frame"):
-        absent = [name for name in [*self.dense, *self.categorical] if name not in frame.columns]
-        if absent:
-            raise ValueError(f"the {place} has no column {absent[0]!r}; it has {frame.columns}")
-        if self.criteo:
-            frame = frame.with_columns(pl.col(CATEGORIES).cast(pl.String).str.to_lowercase())
-        columns = _Columns(
-            self.label if self.label in frame.columns else None,
-            list(self.dense),
-            list(self.categorical),
-            self.criteo,
-        )
-        frame = _checked_rows(frame, columns, place, 1)
+    def _batch(self, frame):
         ids = []
         for name, about in self.categorical.items():
             column = frame[name]
-            if about["kind"] == "hex" and column.dtype == pl.String:
-                column = _typed(column, "hex")
-            elif column.null_count() < len(column) and _kind_of(column.dtype) != about["kind"]:
-                found = f"{_kind_of(column.dtype)} ({column.dtype}), not {about['kind']}"
-                raise ValueError(f"column {name!r} holds {found} as the vocabulary does")
-            ids.append(self._indexes[name].ids(column))
-        labels = frame[self.label].to_numpy() if columns.label else None
+            if column.null_count() < len(column) and _kind_of(column) != about["kind"]:
+                found = f"{_kind_of(column)} ({column.dtype}), not {about['kind']}"
+                raise ValueError(f"column {name!r} holds {found} as its vocabulary does")
+            ids.append(self._indexes[name].get_indexer(_as_index(column)) + 1)
+        labels = frame[self.label].to_numpy() if self.label in frame.columns else None
         return one_id_each(_model_numbers(_numbers_of(frame, self.dense), self.dense), ids, labels)
 
 
-class _NameIndex:
-    """Ids of names, by a hash table of the names: 1, 2, ... in their order, 0 for any other."""
-
-    def __init__(self, names):
-        missing = names.is_null().arg_true()
-        self.missing = missing[0] + 1 if len(missing) else 0
-        self.index = pd.Index(_keys(names))
-
-    def ids(self, values):
-        """(len(values),) int32."""
-        if values.dtype.is_integer():
-            found = self.index.get_indexer(_keys(values)) + 1
-        else:  # Python meets each distinct text once
-            distinct = values.unique(maintain_order=True).alias("name").to_frame()
-            places = pl.Series("id", self.index.get_indexer(_keys(distinct["name"])) + 1)
-            named = distinct.with_columns(places)
-            frame = values.alias("name").to_frame()
-            joined = frame.join(
-                named, on="name", how="left", nulls_equal=True, maintain_order="left"
-            )
-            found = joined["id"].to_numpy()
-        return np.where(values.is_null().to_numpy(), self.missing, found).astype(np.int32)
+def _as_index(names):
+    """What pandas looks names up in, or for; a missing one is None."""
+    return pd.Index(names.to_list(), dtype=object)
 
 
-def _keys(values):
-    """What an index looks up; a missing value, which is looked up elsewhere, as no name."""
-    if values.dtype.is_integer():
-        return values.cast(pl.Int64).fill_null(np.iinfo(np.int64).min).to_numpy()
-    return np.array(values.to_list(), dtype=object)
-
-
-def _kind_of(dtype):
-    """How a column's values are kept as names, or None if they cannot be."""
-    if dtype.is_integer() and dtype != pl.UInt64:
-        return "integer"
-    if dtype.is_float():
-        return "float"
-    return None if dtype.is_nested() or dtype in (pl.Binary, pl.Object) else "text"
-
-
-def _typed(names, kind):
-    """Names as text in the type of their column."""
-    if kind == "hex":
-        return names.str.to_integer(base=16, dtype=pl.UInt32)
-    return names.cast({"integer": pl.Int64, "float": pl.Float64, "text": pl.String}[kind])
-
-
-def _as_polars(frame, names):
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    columns = {name: frame[name] for name in names if name in frame.columns}
-    values = {name: c.astype(object).where(c.notna(), None).tolist() for name, c in columns.items()}
-    return pl.DataFrame(values, strict=True)
+def _kind_of(names):
+    return "integer" if names.dtype.is_integer() else "text"
 
 
 def _numbers_of(frame, kinds):
     """The numeric columns, (n, n_dense): int32 if all are integers, else float64."""
-    if all(kind == "integer" for kind in kinds.values()):
-        columns = frame.select(pl.col(list(kinds)).cast(pl.Int32).fill_null(MISSING))
-        return columns.to_numpy(order="c").reshape(len(frame), len(kinds)).astype(np.int32)
-    columns = frame.select(pl.col(list(kinds)).cast(pl.Float64).fill_null(math.nan))
-    return columns.to_numpy(order="c")
+    whole = set(kinds.values()) <= {"integer"}
+    dtype, missing = (pl.Int32, MISSING) if whole else (pl.Float64, math.nan)
+    columns = frame.select(pl.col(list(kinds)).cast(dtype).fill_null(missing))
+    return columns.to_numpy(order="c").reshape(len(frame), len(kinds))
 
 
 def _model_numbers(numbers, kinds):
@@ -694,12 +633,11 @@ class CriteoData:
         self.source = about["source"]
         self.encoder = FolderEncoder.load(self.path)
         self.table_sizes, self.encode = self.encoder.table_sizes, self.encoder.encode
-        shapes = _shapes(self.encoder.dense, len(self.table_sizes))
-        for name, (dtype, row_shape) in shapes.items():
-            setattr(
-                self, name, _mapped(self.path / f"{name}.npy", dtype, (about["rows"], *row_shape))
-            )
-        self.block_offsets = [*_bounds(about["train_rows"], 6), about["rows"]]
+        self.labels, self.dense, self.sparse = (
+            _mapped(self.path / f"{name}.npy", *about["arrays"][name])
+            for name in ("labels", "dense", "sparse")
+        )
+        self.block_offsets = [*_bounds(about["train_rows"], 6), len(self)]
         first, last = self.block_offsets[6:]
         middle = (first + last + 1) // 2
         self.train, self.test = range(first), range(first, middle)
@@ -735,15 +673,9 @@ class CriteoData:
                     file.read(size)
 
 
-def _shapes(dense, tables):
-    """The folder's arrays: type, and shape of a row."""
-    kind = "i4" if all(kind == "integer" for kind in dense.values()) else "f8"
-    return {"labels": ("u1", ()), "dense": (kind, (len(dense),)), "sparse": ("i4", (tables,))}
-
-
 def _mapped(path, dtype, shape):
     array = np.lib.format.open_memmap(path, mode="r")
-    if array.dtype != dtype or array.shape != shape:
+    if array.dtype != dtype or list(array.shape) != shape:
         raise ValueError(f"{path.name} holds {array.dtype} of shape {array.shape}")
     return array
 
@@ -799,8 +731,7 @@ def load_criteo(processed_folder):
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}; run {REMAKE}")
     if not folder.is_dir():
-        found = f"{folder} is a file, not a processed folder"
-        raise CriteoFormatError(f"{found}; name another folder: {REMAKE}")
+        raise CriteoFormatError(f"{folder} is a file, not a processed folder; {REMAKE} makes one")
     try:
         return CriteoData(folder)
     except (ValueError, FileNotFoundError) as error:  # no other error tells of what it holds
@@ -813,15 +744,19 @@ def load_criteo(processed_folder):
 # of each column; stage 3, the arrays. Files get names when whole: a stopped run goes on there.
 
 PIECE = 1 << 24  # bytes of text parsed together
-PIECE_ROWS = 1 << 17  # rows of a table that are stored together
+PIECE_ROWS = 1 << 17  # rows of a table, or of the arrays, that are handled together
+ROW = "dlrm_utils.row"  # the column of row numbers; polars' own end at 2**32
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
 
 
 class _Columns(NamedTuple):
-    label: str
+    label: str  # None for rows without
     dense: list
     categorical: list
     criteo: bool = False  # then floats without a fraction are integers, as in Criteo's own file
+
+    def names(self):
+        return [*([] if self.label is None else [self.label]), *self.dense, *self.categorical]
 
 
 def preprocess_table(
@@ -835,27 +770,11 @@ def preprocess_table(
     categories are texts. The vocabularies come from the training rows: of one table the first six
     sevenths, of several files all but the last. The options are those of `preprocess_criteo`.
     """
-    names = [label, *dense, *categorical]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"columns {sorted(map(str, twice))} are named twice")
     columns = _Columns(label, list(dense), list(categorical))
-    if isinstance(table, pl.DataFrame | pl.LazyFrame):
-        lazy = _chosen(table.lazy(), columns, "the table")
-        prints, readers = (
-            [_rows_hash(lazy)],
-            [functools.partial(_read_table, lazy, columns, "table")],
-        )
-    else:
-        paths = _paths(table)
-        prints = [_fingerprint(path) for path in paths]
-        lazies = [_chosen(_scanned(path), columns, path) for path in paths]
-        readers = [
-            functools.partial(_read_table, lazy, columns, path)
-            for lazy, path in zip(lazies, paths, strict=True)
-        ]
+    if len(set(columns.names())) < len(columns.names()):
+        raise ValueError(f"a column is named twice among {columns.names()}")
     options = _options(min_count, max_table_rows)
-    return _preprocess(readers, prints, Path(processed_folder), columns, options, progress)
+    return _preprocess(table, Path(processed_folder), columns, options, progress)
 
 
 def preprocess_criteo(
@@ -871,81 +790,31 @@ def preprocess_criteo(
     table rows, become id 0. A run that was stopped goes on from processed_folder + ".making".
     CriteoFormatError, naming file, line and column, for a malformed line; for under 7 rows.
     """
-    options, paths = _options(min_count, max_table_rows), _paths(raw_data_file)
     columns = _Columns("label", INTEGERS, CATEGORIES, criteo=True)
-    if any(_is_table(path) for path in paths):
-        lazies = [_criteo_columns(_scanned(path), path) for path in paths]
-        readers = [
-            functools.partial(_read_table, lazy, columns, path)
-            for lazy, path in zip(lazies, paths, strict=True)
-        ]
-    else:
-        for path in paths:
-            _check_ends(path, through=len(paths) > 1)
-        readers = [functools.partial(_read_text, path) for path in paths]
-    prints = [_fingerprint(path) for path in paths]
-    return _preprocess(readers, prints, Path(processed_folder), columns, options, progress)
+    options = _options(min_count, max_table_rows)
+    return _preprocess(raw_data_file, Path(processed_folder), columns, options, progress)
 
 
 def _options(min_count, max_table_rows):
     """The options as Python's integers, or ValueError before any work is done."""
-    options = {"min_count": min_count, "max_table_rows": max_table_rows}
+    options = {"min_count": min_count}
+    if max_table_rows is not None:
+        options["max_table_rows"] = max_table_rows
     for name, value in options.items():
-        if value is None and name == "max_table_rows":
-            continue
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"{name} is {value!r}; min_count and max_table_rows must be 1 or more")
-        options[name] = int(value)
-    return options
+            raise ValueError(f"{name} is {value!r}; it must be 1 or more")
+    return {name: int(value) for name, value in options.items()}
 
 
-def _paths(files):
-    several = isinstance(files, list | tuple)
-    paths = [Path(path) for path in (files if several else [files])]
-    for path in paths:
-        if not path.is_file():
-            found = f"there is no raw file {path}; data/README.md says where to get it"
-            raise FileNotFoundError(found)
-        if path.stat().st_size == 0:
-            raise CriteoFormatError(f"{path} is empty: it has 0 rows")
-    if not paths:
-        raise ValueError("there is no raw file to read: the list is empty")
-    return paths
-
-
-def _fingerprint(path):
-    """A hash of a file up to 64 MB. Of a larger one: size, time of change and 256 pieces, so that
-    an edit which keeps the size, sets the time back and misses the pieces is not noticed."""
-    about, digest = path.stat(), hashlib.sha256()
-    with open(path, "rb") as file:
-        if about.st_size <= 64 << 20:
-            digest.update(file.read())
-        else:
-            digest.update(str(about.st_mtime_ns).encode())
-            for k in range(256):
-                file.seek((about.st_size - 4096) * k // 255)
-                digest.update(file.read(4096))
-    return f"{about.st_size} bytes {digest.hexdigest()[:16]}"
-
-
-def _rows_hash(lazy):
-    """A hash of a table's rows and their order, found by reading it once."""
-    numbered = lazy.with_row_index("row number of the table")
-    print_of = pl.struct(pl.all()).hash().bitwise_xor()
-    found = numbered.select(print_of, pl.len().alias("rows")).collect(engine="streaming").row(0)
-    return f"{found[1]} rows {found[0]}"
-
-
-def _preprocess(readers, prints, folder, columns, options, show):
-    names = [columns.label, columns.dense, columns.categorical]
-    source = {"files": prints, "columns": names} | options
-    if folder.exists() and not folder.is_dir():
-        load_criteo(folder)  # says that it is a file
+def _preprocess(rows, folder, columns, options, show):
+    """Make the folder, unless it is there, and open it."""
+    prints, readers = _sources(rows, columns)
+    source = {"files": prints, "columns": list(columns[:3]), **options}
     work = folder.with_name(f"{folder.name}.making")
     if work.exists() or not _in_use(folder):
-        stages = work / STAGES / _hash_of([FOLDER_VERSION, source])
-        with _alone(work, folder):
+        with _alone(work):
             if not _in_use(folder):  # another process may just have made it
+                stages = work / STAGES / _hash_of([FOLDER_VERSION, source])
                 _make(readers, folder, stages, columns, source, show)
     data = load_criteo(folder)
     if data.source != source:
@@ -953,32 +822,78 @@ def _preprocess(readers, prints, folder, columns, options, show):
     return data
 
 
+def _sources(rows, columns):
+    """Of a table or each of several files: its fingerprint, and its checked rows to come."""
+    if isinstance(rows, pl.DataFrame | pl.LazyFrame):
+        lazy = rows.lazy()
+        reader = _table_rows(lazy, columns, "the table")
+        return [_rows_hash(lazy.select(columns.names()))], [reader]
+    paths = [Path(path) for path in (rows if isinstance(rows, list | tuple) else [rows])]
+    if not paths:
+        raise ValueError("there is no raw file to read: the list is empty")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no raw file {path}; see data/README.md")
+        if path.stat().st_size == 0:
+            raise CriteoFormatError(f"{path} is empty: 0 rows")
+    readers = []
+    for path in paths:
+        if not columns.criteo or _is_table(path):
+            readers.append(_table_rows(_scanned(path), columns, path))
+        else:
+            if len(paths) > 1:
+                _check_end(path)
+            readers.append(_text_rows(path))
+    return [_fingerprint(path) for path in paths], readers
+
+
+def _fingerprint(path):
+    """A hash of a file up to 64 MB. Of a larger one: size, time of change and 256 pieces, so that
+    an edit which keeps the size, sets the time back and misses the pieces is not noticed."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    pieces, length = [0], size
+    if size > 64 << 20:
+        digest.update(str(path.stat().st_mtime_ns).encode())
+        pieces, length = [(size - 4096) * k // 255 for k in range(256)], 4096
+    with open(path, "rb") as file:
+        for start in pieces:
+            file.seek(start)
+            digest.update(file.read(length))
+    return f"{size} bytes {digest.hexdigest()[:16]}"
+
+
+def _rows_hash(lazy):
+    """A hash of a table's rows and their order, found by reading it once."""
+    numbered = lazy.with_row_index(ROW).select(pl.struct(pl.all()).hash().bitwise_xor())
+    return f"rows {numbered.collect(engine='streaming').item()}"
+
+
 def _in_use(path):
     return path.is_file() or (path.exists() and any(path.iterdir()))
 
 
 @contextlib.contextmanager
-def _alone(work, folder):
+def _alone(work):
     """Hold the lock in `work`; afterwards our stages go, unless they are worth going on from."""
-    others = {path.name for path in work.iterdir()} - {LOCK, STAGES} if work.exists() else set()
-    if others:
+    if work.exists() and {path.name for path in work.iterdir()} - {LOCK, STAGES}:
         raise CriteoFormatError(f"{work} is in the way; move it, or name another folder")
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / LOCK, timeout=0):
-            try:
-                yield
-            except CriteoFormatError:  # what was read of these rows is of no use
-                _tidy(work)
-                raise
-            except (OSError, pl.exceptions.PolarsError) as error:
-                if _disk_is_full(error):
-                    full = f"the disk is full; make room, run this again: {work} is kept ({error})"
-                    raise OSError(errno.ENOSPC, full) from error
-                raise
-            _tidy(work)
+        lock = FileLock(work / LOCK).acquire(timeout=0)
     except Timeout:
-        raise RuntimeError(f"another process is making {folder}; wait for it") from None
+        raise RuntimeError(f"another process is making what {work} is for; wait for it") from None
+    with lock:
+        try:
+            yield
+        except CriteoFormatError:  # what was read of these rows is of no use
+            _tidy(work)
+            raise
+        except (OSError, pl.exceptions.PolarsError) as error:
+            if "No space left on device" in str(error):  # polars' error has no number
+                full = f"the disk is full; make room, run this again: {work} is kept ({error})"
+                raise OSError(errno.ENOSPC, full) from error
+            raise
+        _tidy(work)
 
 
 def _tidy(work):
@@ -989,42 +904,37 @@ def _tidy(work):
         work.rmdir()
 
 
-def _disk_is_full(error):
-    """Polars raises an error without a number, which names it in its text."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-
-
 def _make(readers, folder, stages, columns, source, show):
-    data = stages / "data"
-    for k, read in enumerate(readers):
+    """Do what the stages lack, and put the whole folder at its place."""
+    ends = [0]
+    for k, frames in enumerate(readers):
         done = stages / "parts" / f"{k:06}"
         if not done.exists():
-            read(stages / "unfinished", show)
-            done.parent.mkdir(exist_ok=True)
-            os.rename(stages / "unfinished", done)
-    files = [sorted(path.iterdir()) for path in sorted((stages / "parts").iterdir())]
-    parts = list(itertools.chain(*files))
-    rows = sum(_rows_of(file) for file in files)
-    if rows < 7 or not _rows_of(files[-1]):
-        found = f"{source['files']} has {rows} rows; the seven blocks need at least one each"
-        raise CriteoFormatError(found)
-    train_rows = _bounds(rows, 7)[6] if len(files) == 1 else rows - _rows_of(files[-1])
-    numbered = _in_order(
-        lambda k: _number_column(stages, parts, columns, k, train_rows, source),
-        range(len(columns.categorical)),
-        2,
-    )
-    total = len(columns.categorical)
-    list(progress(numbered, desc="numbering categories", total=total, disable=not show))
-    described = [json.loads((stages / "ids" / f"{k}.json").read_text()) for k in range(total)]
-    dense = _dense_kinds(parts, columns)
+            bar = progress(frames, desc=f"reading {k + 1} of {len(readers)}", disable=not show)
+            _store(bar, done, ends[-1])
+        lengths = [_stored([part], pl.len()).collect().item() for part in done.iterdir()]
+        ends.append(ends[-1] + sum(lengths))
+    *_, before_last, rows = ends
+    if rows < 7 or len(set(ends)) < len(ends):
+        found = f"{rows} rows in files that end at {ends[1:]}"
+        raise CriteoFormatError(f"{found}; one file needs 7 rows, each of several one")
+    train_rows = _bounds(rows, 7)[6] if len(readers) == 1 else before_last
+    parts = sorted((stages / "parts").glob("*/*"))
+    described = {}
+    bar = progress(columns.categorical, desc="numbering categories", disable=not show)
+    for k, name in enumerate(bar):
+        described[name] = _number_column(stages, parts, k, name, (train_rows, rows), source)
+    schemas = [pl.read_ipc_schema(part) for part in parts]
+    whole = {name: all(schema[name] == pl.Int32 for schema in schemas) for name in columns.dense}
+    dense = {name: "integer" if whole[name] else "float" for name in columns.dense}
     content = {"label": columns.label, "dense": dense, "criteo": columns.criteo}
-    content["categorical"] = dict(zip(columns.categorical, described, strict=True))
-    _write_arrays(stages, parts, rows, content, show)
+    content["categorical"] = described
+    arrays = _write_arrays(stages, parts, rows, content, show)
+    data = stages / "data"
     _write_json(data / "encoder.json", ENCODER_VERSION, content)
-    about = {"source": source, "rows": rows, "train_rows": train_rows}
+    about = {"source": source, "train_rows": train_rows, "arrays": arrays}
     _write_json(data / "source.json", FOLDER_VERSION, about)
-    for path in (data / "vocabularies", data):
+    for path in [*data.iterdir(), data]:
         _flush(path)
     if folder.exists():
         folder.rmdir()  # an empty one
@@ -1032,120 +942,110 @@ def _make(readers, folder, stages, columns, source, show):
     _flush(folder.parent)
 
 
-def _rows_of(parts):
-    return sum(_stored([part], pl.len()).item() for part in parts)
+def _store(frames, done, row):
+    """Stage 1: a file for each frame, their rows numbered from `row`, in the folder `done`."""
+    unfinished = done.parent.with_name("unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for k, frame in enumerate(frames):
+        path = unfinished / f"{k:09}"
+        frame.with_columns(pl.int_range(row, row + len(frame)).alias(ROW)).write_ipc(path)
+        _flush(path)
+        row += len(frame)
+    _flush(unfinished)
+    done.parent.mkdir(exist_ok=True)
+    os.rename(unfinished, done)
 
 
 def _stored(parts, columns):
-    return pl.scan_ipc(parts, glob=False).select(columns).collect()
+    return pl.scan_ipc(parts, glob=False).select(columns)
 
 
-def _bunches(parts, size=16):
-    """Parts that are read together: some million rows of a column."""
-    return [parts[k : k + size] for k in range(0, len(parts), size)]
-
-
-def _number_column(stages, parts, columns, k, train_rows, source):
+def _number_column(stages, parts, k, name, counts, source):
     """Stage 2: a column's vocabulary, counted on the training rows, and the ids of all rows.
 
     Memory follows the distinct names, not the rows: both are read in pieces.
     """
-    name, done = columns.categorical[k], stages / "ids" / f"{k}.json"
+    done = stages / "ids" / f"{k}.json"
     if done.exists():
-        return
+        return json.loads(done.read_text())
+    train_rows, rows = counts
     known = _counted(parts, name, train_rows)
-    kind = "hex" if known["name"].dtype == pl.UInt32 and columns.criteo else None
-    kept = known.filter(known["count"] >= source["min_count"])["name"]
-    if source["max_table_rows"]:
-        kept = kept[: source["max_table_rows"] - 1]  # id 0 has a row, too
-    index = _NameIndex(kept)
-    rows = _rows_of(parts)
-    pieces = (index.ids(_stored(bunch, name).to_series()) for bunch in _bunches(parts))
-    _save(stages / "ids" / f"{k}.npy", "i4", (rows,), pieces)
-    kind = kind or _kind_of(kept.dtype)
-    about = _write_names(stages / "data" / "vocabularies", columns, k, kept, kind, index.missing)
-    about["distinct"] = len(known)  # in all rows
+    kept = known.filter(pl.col("count") >= source["min_count"]).select("name")
+    if "max_table_rows" in source:
+        kept = kept.head(source["max_table_rows"] - 1)  # id 0 has a row, too
+    kept = kept.with_row_index("id", offset=1).cast({"id": pl.Int32})
+    texts = kept.with_columns(_hex_texts(kept["name"])) if kept["name"].dtype == pl.UInt32 else kept
+    path = stages / "data" / "vocabularies" / f"C{k + 1}.csv"
+    with _replacing(path) as temporary:
+        texts.write_csv(temporary)
+    ids = _stored(parts, pl.col(name).alias("name")).join(
+        kept.lazy(), on="name", how="left", nulls_equal=True, maintain_order="left"
+    )
+    batches = ids.select(pl.col("id").fill_null(0)).collect_batches(maintain_order=True)
+    _save(stages / "ids" / f"{k}.npy", "<i4", [rows], (batch["id"].to_numpy() for batch in batches))
+    about = {"file": f"vocabularies/{path.name}", "bytes": path.stat().st_size}
+    about |= {"kind": _kind_of(texts["name"]), "hash": _file_hash(path)}
+    about |= {"rows": len(kept) + 1, "distinct": len(known)}  # distinct in all rows
     with _replacing(done) as temporary:
         temporary.write_text(json.dumps(about))
+    return about
+
+
+def _hex_texts(numbers):
+    """Eight hex digits of each 32-bit number, as in Criteo's text; a missing one stays so."""
+    digits = numbers.fill_null(0).to_numpy().astype(">u4").tobytes().hex().encode()
+    texts = pl.Series(numbers.name, np.frombuffer(digits, "S8").astype("U8"), dtype=pl.String)
+    return texts.set(numbers.is_null(), None)
+
+
+def _file_hash(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _counted(parts, name, train_rows):
-    """All names and how often training rows have each: falling, ties by first sight."""
-    sums = [pl.col("count").sum(), pl.col("first").min()]
-    known, waiting, first = None, [], 0
-    for bunch in _bunches(parts):
-        column = _stored(bunch, pl.col(name).alias("name")).with_columns(
-            row=pl.int_range(first, first + pl.len())
-        )
-        row = pl.col("row")
-        found = [(row < train_rows).sum().cast(pl.Int64).alias("count"), row.min().alias("first")]
-        waiting.append(column.group_by("name").agg(found))
-        first += len(column)
-        # Counts are added up when as many wait as names are known: each is touched a few times.
-        if known is None or sum(map(len, waiting)) > len(known):
-            known = pl.concat([*waiting, *([] if known is None else [known])])
-            known, waiting = known.group_by("name").agg(sums), []
-    known = pl.concat([known, *waiting]).group_by("name").agg(sums)
-    return known.sort(["count", "first"], descending=[True, False])
+    """All names, the most frequent of the training rows first, ties by first sight."""
+    row = pl.col(ROW)
+    count = (row < train_rows).cast(pl.Int64).sum().alias("count")
+    columns = [pl.col(name).alias("name"), row]
+    counted = []  # the sums, then what waits until it is as long: so memory follows the names
+    for k in range(0, len(parts), 16):
+        found = _stored(parts[k : k + 16], columns).group_by("name").agg(count, row.min())
+        counted.append(found.collect())
+        if sum(map(len, counted[1:])) > len(counted[0]):
+            counted = [_added_up(counted)]
+    return _added_up(counted).sort(["count", ROW], descending=[True, False])
 
 
-def _write_names(folder, columns, k, names, kind, missing):
-    """A column's names as CSV, and what `FolderEncoder` has to know of them."""
-    name = columns.categorical[k]
-    plain = re.fullmatch("[A-Za-z0-9_]{1,60}", name)
-    alone = sum(name.lower() == other.lower() for other in columns.categorical) == 1
-    path = folder / (f"{name}.csv" if plain and alone else f"column {k + 1}.csv")
-    if kind == "hex":
-        digits = names.fill_null(0).to_numpy().astype(">u4").tobytes().hex().encode()
-        texts = pl.Series(np.frombuffer(digits, "S8").astype("U8"), dtype=pl.String)
-        texts = texts.set(names.is_null(), None)
-    else:
-        texts = names.cast(pl.String)
-    with _replacing(path) as temporary:
-        ids = pl.int_range(1, len(texts) + 1, eager=True)
-        pl.DataFrame({"id": ids, "name": texts}).write_csv(temporary)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    about = {"kind": kind, "file": path.name, "bytes": path.stat().st_size, "hash": digest}
-    return about | {"rows": len(names) + 1, "missing": missing}
+def _added_up(counted):
+    return pl.concat(counted).group_by("name").agg(pl.col("count").sum(), pl.col(ROW).min())
 
 
-def _dense_kinds(parts, columns):
-    """Which numeric columns hold 32-bit integers alone, and which others."""
-    dense, kinds = columns.dense, dict.fromkeys(columns.dense, "integer")
-    for bunch in _bunches(parts):
-        frame = _stored(bunch, dense)
-        for name in dense:
-            column = frame[name]
-            fraction = column.dtype.is_float() and not (
-                columns.criteo and (column == column.round()).all()
-            )
-            if fraction or not (column.cast(pl.Float64).abs() < 2**31).all():
-                kinds[name] = "float"
-    return kinds
-
-
-def _write_arrays(stages, parts, rows, content, show, step=1 << 16):
-    """Stage 3: labels, numbers and ids, row by row."""
+def _write_arrays(stages, parts, rows, content, show):
+    """Stage 3: labels, numbers and ids, row by row; returns the type and shape of each array."""
     label, dense = content["label"], content["dense"]
     tables = len(content["categorical"])
     columns = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in range(tables)]
-    cuts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    cuts = [slice(start, start + PIECE_ROWS) for start in range(0, rows, PIECE_ROWS)]
+    labels = (_stored([part], label).collect().to_series().to_numpy() for part in parts)
+    numbers = (_numbers_of(_stored([part], list(dense)).collect(), dense) for part in parts)
     ids = (np.array([column[cut] for column in columns]).T for cut in cuts)
-    pieces = {
-        "labels": (_stored([part], label).to_series().to_numpy() for part in parts),
-        "dense": (_numbers_of(_stored([part], list(dense)), dense) for part in parts),
-        "sparse": ids,
+    number_type = "<i4" if set(dense.values()) <= {"integer"} else "<f8"
+    arrays = {
+        "labels": ("|u1", [rows], labels),
+        "dense": (number_type, [rows, len(dense)], numbers),
+        "sparse": ("<i4", [rows, tables], ids),
     }
-    for name, (dtype, row_shape) in _shapes(dense, tables).items():
+    for name, (dtype, shape, pieces) in arrays.items():
         path = stages / "data" / f"{name}.npy"
         if not path.exists():
-            bar = progress(pieces[name], desc=f"writing {path.name}", disable=not show)
-            _save(path, dtype, (rows, *row_shape), bar)
+            _save(path, dtype, shape, progress(pieces, desc=f"writing {name}", disable=not show))
+    return {name: [dtype, shape] for name, (dtype, shape, _) in arrays.items()}
 
 
 def _save(path, dtype, shape, pieces):
     """Write a .npy file piece by piece."""
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    header = {"descr": dtype, "fortran_order": False, "shape": tuple(shape)}
     with _replacing(path) as temporary, open(temporary, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
@@ -1154,147 +1054,101 @@ def _save(path, dtype, shape, pieces):
 
 # ---- Reading tables ------------------------------------------------------------------------------
 
+DAMAGE = (pl.exceptions.PolarsError, EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error)
+
+
+@contextlib.contextmanager
+def _damage_named(place):
+    """What a damaged or mistaken file gives, as a CriteoFormatError that names it."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise CriteoFormatError(f"{place} is damaged, or misnamed: {error}") from error
+
 
 def _is_table(path):
-    """Whether a file is a parquet or a CSV with a header; CriteoFormatError for another archive."""
-    if path.suffix == ".parquet" or path.suffix == ".csv":
-        return True
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start == b"PAR1":
-        return True
-    if start[:2] == b"PK":
-        raise CriteoFormatError(f"{path} is a zip archive; unpack it, and give the file in it")
-    return False
+    return path.suffix in (".csv", ".parquet")
 
 
 def _scanned(path):
-    """A LazyFrame of a .parquet or a .csv; CriteoFormatError if it is damaged or another kind."""
+    """A LazyFrame of a .parquet, or of any other file as CSV, all of whose fields are texts."""
     with open(path, "rb") as file:
         start = file.readline(1 << 16)
-    try:
-        if start[:4] == b"PAR1":
+    if path.suffix != ".parquet" and b"\0" in start:
+        raise CriteoFormatError(f"{path} is no text; unpack archives, name a table .parquet")
+    with _damage_named(path):
+        if path.suffix == ".parquet":
             lazy = pl.scan_parquet(path, glob=False)
-            lazy.collect_schema()
-            return lazy
-        if path.suffix == ".parquet" or b"\0" in start or start[:2] in (b"PK", b"\x1f\x8b"):
-            raise CriteoFormatError(f"{path} is no whole parquet file and no CSV; unpack archives")
-        header = start.decode("utf-8-sig").rstrip("\r\n")
-        separator = "\t" if "\t" in header else ","
-        names = [name.strip('"') for name in header.split(separator)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise CriteoFormatError(f"{path}: its header names {twice[0]!r} twice")
-        return pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        raise CriteoFormatError(f"{path} is damaged, or not what its name says: {error}") from error
+        else:
+            options = {"infer_schema": False, "null_values": "", "glob": False}
+            lazy = pl.scan_csv(path, separator="\t" if b"\t" in start else ",", **options)
+        for name in lazy.collect_schema():
+            if name.endswith("_duplicated_0"):
+                twice = name.removesuffix("_duplicated_0")
+                raise CriteoFormatError(f"{path}: its header names {twice!r} twice")
+    return lazy
 
 
-def _chosen(lazy, columns, place):
-    """The named columns; a CSV's numbers are integers if all of them are written so."""
-    schema, wanted = lazy.collect_schema(), [columns.label, *columns.dense, *columns.categorical]
-    for name in wanted:
-        if name not in schema:
-            found = f"{place} has no column {name!r}; it has {list(schema)}"
-            raise CriteoFormatError(f"{found}; preprocess_table takes the names of your columns")
-    for name in columns.categorical:
-        if _kind_of(schema[name]) is None:
-            raise CriteoFormatError(f"{place}, column {name!r}: {schema[name]} is not one value")
-    texts = [name for name in columns.dense if schema[name] == pl.String]
-    digits = pl.col(texts).str.contains("^-?[0-9]{1,18}$").all()
-    whole = _collected(lazy.select(digits), place).row(0) if texts else ()
-    integers = [name for name, good in zip(texts, whole, strict=True) if good]
-    return lazy.select(wanted).with_columns(pl.col(integers).cast(pl.Int64))
+def _as_criteo(frame):
+    """A table's columns in Criteo's capitals; its categories as text in small letters, or integers.
 
-
-def _criteo_columns(lazy, path):
-    """A table with Criteo's columns in any capitals: its categories as text in small letters."""
-    schema = lazy.collect_schema()
-    found = {name.lower(): name for name in schema}
-    if len(found) < len(schema):
-        raise CriteoFormatError(f"{path} has columns that differ in capitals alone: {list(schema)}")
-    lazy = lazy.rename({found[name.lower()]: name for name in COLUMNS if name.lower() in found})
-    lazy = _chosen(lazy, _Columns("label", INTEGERS, CATEGORIES), path)
-    floats = [name for name in CATEGORIES if lazy.collect_schema()[name].is_float()]
-    lazy = lazy.with_columns(pl.col(floats).cast(pl.Int64))  # integers, among which some miss
-    text = pl.col(CATEGORIES).cast(pl.String).str.to_lowercase()
-    return lazy.with_columns(text.replace("", None))
-
-
-def _collected(lazy, place):
-    """What a query gives; a CSV or parquet that breaks off is named."""
-    try:
-        return lazy.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise CriteoFormatError(f"{place} is damaged: {error}") from error
+    Floats are integers too, among which some miss, as pandas reads them.
+    """
+    names = {name.lower(): name for name in COLUMNS}
+    frame = frame.rename(lambda name: names.get(name.lower(), name))
+    categories = cs.by_name(CATEGORIES, require_all=False)
+    texts = (categories & cs.string()).str.to_lowercase().replace("", None)
+    return frame.with_columns(texts, (categories & cs.float()).cast(pl.Int64))
 
 
 def _batches(lazy, place):
     """The rows in order, a DataFrame at a time."""
-    try:
+    with _damage_named(place):
         yield from lazy.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True)
-    except pl.exceptions.PolarsError as error:
-        raise CriteoFormatError(f"{place} is damaged: {error}") from error
 
 
-def _read_table(lazy, columns, place, folder, show):
-    """Stage 1 of a table: check every row, and store it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = progress(_batches(lazy, place), desc=f"reading {place}", disable=not show)
-    first = 1
-    for frame in frames:
-        path = folder / f"{first:012}"
-        _checked_rows(frame, columns, place, first).write_ipc(path)
-        _flush(path)
-        first += len(frame)
-    if first == 1:
-        raise CriteoFormatError(f"{place} has 0 rows")
-    _flush(folder)
+def _table_rows(lazy, columns, place):
+    """A table's checked rows to come, a DataFrame at a time; their types are looked at now."""
+    if columns.criteo:
+        lazy = _as_criteo(lazy)
+    with _damage_named(place):
+        empty = pl.DataFrame(schema=lazy.collect_schema())
+    _checked_rows(empty, columns, place)
+    batches = _batches(lazy.select(columns.names()).with_row_index(ROW, offset=1), place)
+    return (_checked_rows(frame, columns, place) for frame in batches)
 
 
-def _checked_rows(frame, columns, place, first_row):
-    """Labels as 0 and 1, numbers as numbers, categories of a kept kind, or CriteoFormatError."""
-
-    def refuse(name, wrong, what):
+def _checked_rows(frame, columns, place):
+    """Label, numbers and names in the types of stage 1, or CriteoFormatError."""
+    made = {}
+    for name in columns.names():
+        if name not in frame.columns:
+            raise CriteoFormatError(f"{place} has no column {name!r}; it has {frame.columns}")
+        column = frame[name].fill_nan(None) if frame[name].dtype.is_float() else frame[name]
+        if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
+            raise CriteoFormatError(f"{place}, column {name!r}: {column.dtype} is not one value")
+        if name in columns.categorical:
+            whole = column.dtype.is_integer() and column.dtype != pl.UInt64
+            made[name] = column.cast(pl.Int64 if whole else pl.String)
+            continue
+        # A date is no number, though polars would make one of it.
+        plain = column.cast(pl.String) if column.dtype.is_temporal() else column
+        numbers = plain.cast(pl.Float64, strict=False)
+        if name == columns.label:
+            wrong, what = ~numbers.is_in([0.0, 1.0]).fill_null(False), "not a label, 0 or 1"
+            dtype = pl.UInt8
+        else:
+            wrong = column.is_not_null() & ~numbers.is_finite().fill_null(False)
+            what = "not a finite number"
+            whole = ((numbers == numbers.round()) & (numbers.abs() < 2**31)).all()
+            stays = column.dtype.is_float() and not columns.criteo
+            dtype = pl.Int32 if whole and not stays else pl.Float64
         if wrong.any():
             row = wrong.arg_true()[0]
-            found = f"{place}, row {first_row + row}, column {name!r}"
-            raise CriteoFormatError(f"{found}: {frame[name][row]!r} is {what}")
-
-    made = {}
-    if columns.label is not None:
-        label = _as_numbers(frame[columns.label])
-        good = ((label == 0) | (label == 1)).fill_null(False)
-        refuse(columns.label, ~good, "not a label, 0 or 1")
-        made[columns.label] = label.cast(pl.UInt8)
-    for name in columns.dense:
-        column = frame[name]
-        made[name] = _as_numbers(column)
-        lost = made[name].is_null() & column.is_not_null()
-        refuse(name, lost & (column != "" if column.dtype == pl.String else True), "not a number")
-        if made[name].dtype.is_float():
-            refuse(name, made[name].is_infinite().fill_null(False), "infinite")
-            made[name] = made[name].fill_nan(None)
-    for name in columns.categorical:
-        kind = _kind_of(frame[name].dtype)
-        if kind is None:
-            refuse(name, pl.Series([True]), "not one value")
-        if kind == "text":
-            made[name] = frame[name].cast(pl.String)
-        elif kind == "float":
-            made[name] = frame[name].cast(pl.Float64).fill_nan(None)
-        else:
-            made[name] = frame[name]
+            found = f"{place}, row {frame[ROW][row]}, column {name!r}: {column[row]!r}"
+            raise CriteoFormatError(f"{found} is {what}")
+        made[name] = numbers.cast(dtype)
     return pl.DataFrame(made)
-
-
-def _as_numbers(column):
-    """Integers as they are, anything else as floats; null where it is no number."""
-    if column.dtype.is_integer() and column.dtype != pl.UInt64:
-        return column
-    if column.dtype.is_temporal() or column.dtype.is_nested():
-        return pl.Series(column.name, [None] * len(column), dtype=pl.Float64)
-    return column.cast(pl.Float64, strict=False)
 
 
 # ---- Reading Criteo's text -----------------------------------------------------------------------
@@ -1302,68 +1156,48 @@ def _as_numbers(column):
 FIELDS = {"l": "[01]", "I": "(?:-?[0-9]{1,9})?", "C": "(?:[0-9a-fA-F]{8})?"}
 WANTED = {"l": "a label, 0 or 1", "I": "a 32-bit integer", "C": "a category of 8 hex digits"}
 TYPES = {"l": pl.UInt8, "I": pl.Int32, "C": pl.String}
-COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 LINE = "^" + "\t".join(FIELDS[column[0]] for column in COLUMNS) + "$"
 SCHEMA = {column: TYPES[column[0]] for column in COLUMNS}
+PACKED = (".gz", ".tgz")
+TABLE_HINT = "; a table with a header is known by .csv or .parquet, a .zip has to be unpacked"
 
 
-def _check_ends(path, through):
-    """Read a file's first line, and of a plain file the last one: a cut file is found at once.
-
-    through: read a packed file to its end, which is the only way to know that it is whole.
-    """
+def _check_end(path):
+    """Look at the last line, and through a packed file: a cut one is found before hours of work."""
+    line = b""
     with _unpacked(path) as file:
-        first = file.readline(PIECE)
-        if first:
-            _parsed(first.removesuffix(b"\n"), path, 1)
-        while through and path.suffix in (".gz", ".tgz") and file.read(PIECE):
-            pass
-    if path.suffix in (".gz", ".tgz"):
-        return
-    with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - (1 << 16), 0))
-        last = file.read().removesuffix(b"\n").rsplit(b"\n", 1)[-1]
-    if through:
-        _check_line(last.removesuffix(b"\r").decode("ascii", "replace"), f"{path}, last line")
+        if path.suffix not in PACKED:
+            file.seek(max(path.stat().st_size - PIECE, 0))
+        for _, text in _pieces(file, path):
+            line = text.removesuffix(b"\n").rsplit(b"\n", 1)[-1]
+    _check_line(line, f"{path}, last line")
 
 
-def _read_text(raw, folder, show):
-    """Stage 1: check every line, and store all columns as numbers, a file for each piece."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _text_rows(path):
+    """The checked rows of Criteo's text; hex digits become numbers, which take less disk."""
     numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
 
     def parse(piece):
         first_line, text = piece
-        path = folder / f"{first_line:012}"
-        _parsed(text, raw, first_line).with_columns(numbers).write_ipc(path)
-        _flush(path)
+        return _parsed(text, path, first_line).with_columns(numbers)
 
-    packed = raw.suffix in (".gz", ".tgz")
-    total = None if packed else math.ceil(raw.stat().st_size / PIECE)
-    bar = {"unit": " MiB", "unit_scale": PIECE >> 20, "total": total, "disable": not show}
-    with _unpacked(raw) as file:
-        parsed = _in_order(parse, _pieces(file, raw), threads=3)
-        list(progress(parsed, desc=f"reading {raw.name}", **bar))
-    _flush(folder)
+    with _unpacked(path) as file:
+        yield from _in_order(parse, _pieces(file, path), threads=3)
 
 
 @contextlib.contextmanager
 def _unpacked(raw):
     """The raw file, open; its bytes are those of the plain text."""
-    try:
+    with _damage_named(raw):
         if raw.name.endswith((".tar.gz", ".tgz")):
             with tarfile.open(raw, "r|gz") as archive:
-                train = (member for member in archive if Path(member.name).name == "train.txt")
-                yield archive.extractfile(next(train))
-        elif raw.suffix == ".gz":
-            with gzip.open(raw) as file:
-                yield file
-        else:
-            with open(raw, "rb") as file:
-                yield file
-    except (StopIteration, EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
-        found = f"{raw} is damaged, or holds no train.txt"
-        raise CriteoFormatError(f"{found}: {error}") from error
+                for member in archive:
+                    if Path(member.name).name == "train.txt":
+                        yield archive.extractfile(member)
+                        return
+            raise tarfile.ReadError("it holds no train.txt")
+        with gzip.open(raw) if raw.suffix == ".gz" else open(raw, "rb") as file:
+            yield file
 
 
 def _pieces(file, name):
@@ -1382,28 +1216,24 @@ def _parsed(text, name, first_line):
     """A DataFrame with the columns of SCHEMA from whole lines as bytes, or CriteoFormatError."""
     if text and not (text.isascii() and pl.read_lines(text)["line"].str.contains(LINE).all()):
         for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), first_line):
-            line = line.removesuffix(b"\r").decode("ascii", "replace")
             _check_line(line, f"{name}, line {number}")
     options = {"separator": "\t", "has_header": False, "quote_char": None, "raise_if_empty": False}
-    return pl.read_csv(text, schema=SCHEMA, **options)
+    return pl.read_csv(text.lower(), schema=SCHEMA, **options)
 
 
 def _check_line(line, place):
     """Name the first field that is not what it should be; slower than LINE, it knows more."""
+    line = line.removesuffix(b"\r").decode("ascii", "replace")
     fields = line.split("\t")
-    hint = ""
-    if line.count(",") > 5:
-        hint = "; commas separate a table with a header: name it .csv, or call preprocess_table"
-    elif fields[0].lower() in ("label", "id", "click"):
-        hint = "; this is a header: name the file .csv, or call preprocess_table"
     if len(fields) != len(COLUMNS):
-        found = f"{len(fields)} fields, not {len(COLUMNS)}{hint}"
+        found = f"{line[:40]!r} has {len(fields)} fields, not {len(COLUMNS)}{TABLE_HINT}"
         raise CriteoFormatError(f"{place}, column {min(len(fields), len(COLUMNS))}: {found}")
     for k, (column, field) in enumerate(zip(COLUMNS, fields, strict=True), start=1):
         kind = column[0]
         ten_digits = kind == "I" and re.fullmatch("-?[0-9]{10}", field)
         sound = abs(int(field)) < 2**31 if ten_digits else re.fullmatch(FIELDS[kind], field)
         if not sound:
+            hint = TABLE_HINT if kind == "l" else ""
             found = f"{field[:40]!r} is not {WANTED[kind]}{hint}"
             raise CriteoFormatError(f"{place}, column {k} ({column}): {found}")
 

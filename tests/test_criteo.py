@@ -250,7 +250,7 @@ def test_a_malformed_line_is_refused_with_file_line_and_column(tmp_path, name):
 
 def test_a_header_and_a_cut_last_line_are_refused(tmp_path):
     header = "\t".join(["label"] + ["I"] * 13 + ["C"] * 26)
-    with pytest.raises(CriteoFormatError, match="line 1, column 1.*this is a header"):
+    with pytest.raises(CriteoFormatError, match="line 1, column 1 .*a table with a header"):
         preprocess_criteo(
             write_lines(tmp_path / "a", [header] + [GOOD] * 9), tmp_path / "p", progress=False
         )

@@ -64,7 +64,6 @@ def ids_slowly(values, train_rows, min_count=1, max_rows=None):
 @pytest.mark.parametrize("kind", ["frame", "lazy", "parquet"])
 def test_a_table_of_ones_own_equals_the_slow_reader(tmp_path, monkeypatch, kind, options):
     monkeypatch.setattr(dlrm_utils, "PIECE_ROWS", 100)
-    monkeypatch.setattr(dlrm_utils, "_bunches", lambda parts: [[part] for part in parts])
     frame = table()
     frame.write_parquet(tmp_path / "t.parquet")
     given = {"frame": frame, "lazy": frame.lazy(), "parquet": str(tmp_path / "t.parquet")}[kind]
@@ -171,7 +170,7 @@ def test_a_damaged_day_is_named_before_any_work(toy, tmp_path, monkeypatch, dama
     else:
         days[1] = tmp_path / "day_1"
         days[1].write_bytes(content[:-30])
-    monkeypatch.setattr(dlrm_utils, "_preprocess", None)
+    monkeypatch.setattr(dlrm_utils, "_make", None)
     with pytest.raises((CriteoFormatError, FileNotFoundError), match="day_1"):
         preprocess_criteo(days, tmp_path / "p", progress=False)
 
@@ -190,7 +189,10 @@ BAD_TABLES = {
     "label absent": (lambda f: f.with_columns(bought=pl.lit(None, pl.Int64)), "row 1, .*'bought'"),
     "lists": (lambda f: f.with_columns(city=pl.concat_list("city")), "'city'.* not one value"),
     "text": (lambda f: f.with_columns(price=pl.lit("dear")), "row 1, column 'price': 'dear'"),
-    "infinite": (lambda f: f.with_columns(price=pl.lit(math.inf)), "row 1, .*inf is infinite"),
+    "infinite": (
+        lambda f: f.with_columns(price=pl.lit(math.inf)),
+        "row 1, .*inf is not a finite number",
+    ),
     "a date": (lambda f: f.with_columns(age=pl.lit("2020-01-01").str.to_date()), "'age'"),
 }
 
@@ -219,7 +221,7 @@ def test_another_kind_of_file_is_named(toy, tmp_path, name):
         path.write_text("Id,Label," + ",".join(NAMES[1:]) + "\n")
     elif name != "x.zip":
         (tmp_path / "x.zip").rename(path)
-    with pytest.raises(CriteoFormatError, match="unpack|commas separate a table"):
+    with pytest.raises(CriteoFormatError, match=name):
         preprocess_criteo(path, tmp_path / "p", progress=False)
 
 
@@ -336,7 +338,7 @@ def test_reading_ahead_starts_where_the_rows_lie(data, monkeypatch):
         def read(self, size):
             places.append(self.file.read(size))
 
-    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Watched(path))
+    monkeypatch.setattr(dlrm_utils, "open", lambda path, *_, **__: Watched(path), raising=False)
     data.read_ahead(range(1024, 1030))
     monkeypatch.undo()
     rows = slice(1024, 2048)
