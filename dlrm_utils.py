@@ -1354,12 +1354,15 @@ def _hash_of_file(path):
 def _built(settings, table_sizes, weights):
     """The notebook's model of these settings with these weights, or ValueError."""
     arguments = {name: value for name, value in settings.items() if name != "class"}
-    try:
-        with torch.random.fork_rng(devices=[]):  # what is drawn does not move the caller's seed
-            model = getattr(load_notebook(), settings["class"])(table_sizes, **arguments)
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (AttributeError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the notebook has no such model as {settings}: {error}") from error
+    with torch.random.fork_rng(devices=[]):  # what is drawn does not move the caller's seed
+        kind = getattr(load_notebook(), settings["class"], None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):  # call nothing else
+            raise ValueError(f"the notebook has no such model as {settings['class']!r}")
+        try:
+            model = kind(table_sizes, **arguments)
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"the notebook has no such model as {settings}: {error}") from error
     return model
 
 
@@ -1400,9 +1403,6 @@ def _encoded(encoder, path):
                 yield encoder.encode_text(text, path, line)
         return
     lazy = _scanned(path)
-    if criteo:
-        names = {name.lower(): name for name in COLUMNS}
-        lazy = lazy.rename(lambda name: names.get(name.lower(), name))
     numbers, schema = _number_types(encoder), lazy.collect_schema()
     texts = [name for name in numbers if schema.get(name) == pl.String]  # of a CSV all are
     for frame in _batches(lazy.cast({name: numbers[name] for name in texts}), path):
