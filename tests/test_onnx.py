@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dlrm_utils import Batch, to_offsets
+from test_stacked import unstacked_state
 
 TABLE_SIZES = [50, 7, 300]
 
@@ -143,7 +144,7 @@ def test_a_stacked_model_is_exported_with_its_tables_apart(notebook, tmp_path):
     torch.manual_seed(0)
     stacked = notebook.StackedDLRM(TABLE_SIZES, 8, [16], [16], num_dense=4)
     apart = notebook.DLRM(TABLE_SIZES, 8, [16], [16], num_dense=4)
-    apart.load_state_dict(notebook.unstacked_state(stacked.state_dict(), TABLE_SIZES))
+    apart.load_state_dict(unstacked_state(stacked.state_dict(), TABLE_SIZES))
     by_onnx, _ = exported(notebook, apart, random_batch(5, 3, 0), tmp_path)
     batch = random_batch(100, 5, seed=3)
     with torch.no_grad():

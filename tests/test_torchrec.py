@@ -22,6 +22,7 @@ import torch
 
 from data.toy_clicks import write_toy_criteo
 from dlrm_utils import Batch, load_criteo, preprocess_criteo, to_offsets
+from test_stacked import unstacked_state
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow  # a minute together: TorchRec alone takes 7 s to import
@@ -143,7 +144,7 @@ def test_losses_equal_the_notebooks(
     expected = notebook.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
     assert len(losses) == 20 and np.allclose(losses, expected, atol=1e-5)
     state = program.to_notebook(tmp_path / "step-000000020")
-    for name, weight in notebook.unstacked_state(model.state_dict(), data.table_sizes).items():
+    for name, weight in unstacked_state(model.state_dict(), data.table_sizes).items():
         assert torch.allclose(weight, state[name], atol=1e-4), name
 
 
