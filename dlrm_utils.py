@@ -126,9 +126,12 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
 
     def to(self, device):
         """The same batch on another device."""
-        indices, offsets = ([t.to(device) for t in part] for part in (self.indices, self.offsets))
+        ids, starts = ([t.to(device) for t in part] for part in (self.indices, self.offsets))
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.dense.to(device), indices, offsets, labels)
+        # Not checked again: TorchRec's batches hold all ids in one object, without offsets.
+        return self._replace(
+            dense=self.dense.to(device), indices=ids, offsets=starts, labels=labels
+        )
 
     def take(self, rows):
         """The batch of some rows, in that order; `rows` are an index as NumPy reads it."""

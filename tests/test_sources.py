@@ -41,7 +41,7 @@ def changed_notebook(parameters, more_cells):
 
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory):
-    """All that the notebook prints on a raw Criteo file, without ipywidgets and a network.
+    """All that the notebook prints on a raw Criteo file, without a network.
 
     The one execution besides nbval's: small, but whole. At its end stand the exercises' solutions.
     """
@@ -70,11 +70,11 @@ def other_run(tmp_path_factory):
 
 
 @pytest.mark.slow  # the whole notebook
-def test_a_criteo_file_without_a_network_and_without_widgets(other_run):
+def test_a_criteo_file_without_a_network(other_run):
     folder, text = other_run
-    assert "folder: train rows: 7000" in text
+    assert "folder: train.txt-min10 rows: 7000" in text
     assert "section 10 runs on made-up people" in text
-    assert (folder / "train/source.json").exists() and not (folder / "data/ml-100k").exists()
+    assert (folder / "train.txt-min10/source.json").exists() and not (folder / "data/ml-100k").exists()
 
 
 @pytest.mark.slow  # with the run above, at whose end they stand

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shared
+import smaller_tables
 from dlrm_utils import Batch, to_offsets
 from smaller_tables import rounded_to_int8
 
@@ -214,8 +215,8 @@ def test_hashed_and_quotient_remainder_tables_equal_loops(notebook):
     bags = [[[6, 0], [], [5, 5, 3]], [[3], [2], [1]], [[10, 4], [9], []]]
     batch = batch_of(bags)
     torch.manual_seed(0)
-    hashed = notebook.HashedTables([3, 3, 3], 5)
-    divided = notebook.QuotientRemainderTables(SIZES, 5, m=3)
+    hashed = smaller_tables.HashedTables([3, 3, 3], 5)
+    divided = smaller_tables.QuotientRemainderTables(SIZES, 5, m=3)
     for table in divided.quotients:
         torch.nn.init.normal_(table.weight)
     for t, column in enumerate(bags):
