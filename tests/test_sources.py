@@ -74,7 +74,8 @@ def test_a_criteo_file_without_a_network(other_run):
     folder, text = other_run
     assert "folder: train.txt-min10 rows: 7000" in text
     assert "section 10 runs on made-up people" in text
-    assert (folder / "train.txt-min10/source.json").exists() and not (folder / "data/ml-100k").exists()
+    assert (folder / "train.txt-min10/source.json").exists()
+    assert not (folder / "data/ml-100k").exists()
 
 
 @pytest.mark.slow  # with the run above, at whose end they stand
