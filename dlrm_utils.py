@@ -175,8 +175,9 @@ def one_id_each(dense, ids, labels=None):
 
 def progress(items, **options):
     """The items, under tqdm's bar where they take long; at the end it takes its own line away."""
-    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    return tqdm(items, **{"file": stream, "leave": False, "delay": 3} | options)
+    in_notebook = "ipykernel" in sys.modules  # there a stored output keeps a bar's traces
+    own = {"file": sys.stdout, "delay": 3} if in_notebook else {"file": sys.stderr, "delay": 0.5}
+    return tqdm(items, **own | {"leave": False} | options)
 
 
 def _in_order(function, items, threads):
