@@ -37,7 +37,8 @@ def write_column(folder, rows, names):
     for start in range(0, rows, PIECE):
         place = np.arange(start, start + PIECE, dtype=np.uint64) % np.uint64(names)
         values = (place * factor % np.uint64(1 << 32)).astype(np.uint32)
-        pl.DataFrame({"C1": values}).write_ipc(folder / f"{start:012}")
+        row = np.arange(start, start + PIECE)
+        pl.DataFrame({"C1": values, dlrm_utils.ROW: row}).write_ipc(folder / f"{start:012}")
     return sorted(folder.iterdir())
 
 
@@ -53,9 +54,8 @@ def number(rows, names):
 
         threading.Thread(target=watch, daemon=True).start()
         start = time.perf_counter()
-        columns = dlrm_utils._Columns("label", [], ["C1"], True)
-        source = {"min_count": 1, "max_table_rows": None}
-        dlrm_utils._number_column(Path(folder), parts, columns, 0, rows * 6 // 7, source)
+        counts, source = (rows * 6 // 7, rows), {"min_count": 1}
+        dlrm_utils._number_column(Path(folder), parts, 0, "C1", counts, source)
         seconds = time.perf_counter() - start
         done.set()
     memory = f"{most[0]:.2f} GB before, {max(most):.2f} at most"

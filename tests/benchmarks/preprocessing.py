@@ -86,7 +86,7 @@ def killed(folder, rows=300_000, kills=20):
         time.sleep(rng.uniform(0.4, 1.0) * undisturbed)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        stages = sorted(path.name for path in (folder / "killed.making/stages").glob("*/*"))
+        stages = sorted(path.name for path in (folder / "killed.making").glob("*/*/*"))
         left.append("+".join(stages) or ("all" if (folder / "killed").exists() else "nothing"))
         assert command(raw, folder / "killed").wait() == 0
         assert not (folder / "killed.making").exists()
