@@ -112,7 +112,7 @@ def sharded_model(book, table_sizes, arguments, device):
     torch.manual_seed(1 + dist.get_rank())  # the MLPs are equal, the rows are not
     model = DistributedModelParallel(model, device=device, sharders=[sharder], plan=plan)
     mlps = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
-    optimizer = (book.RowAdagrad if adagrad else book.RowSGD)(mlps, lr=rate)
+    optimizer = (book.RowAdagrad if adagrad else torch.optim.SGD)(mlps, lr=rate)
     for parameter in mlps if adagrad else ():  # now: a load fills only what it finds
         optimizer.state[parameter]["sum"] = torch.zeros_like(parameter)
 

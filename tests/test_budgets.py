@@ -101,13 +101,13 @@ def test_minutes_are_words_and_lines():
 # An entry that meets its plan fails as "XPASS": then the second number goes.
 
 BUDGETS = [
-    ("Part I", "minutes", 33.5, 35.5),
-    ("core", "minutes", 76.5, 97.5),
+    ("Part I", "minutes", 33.5, 35.2),
+    ("core", "minutes", 76.5, 97.2),
     ("core", "cells", 70, 70),
     ("core", "lines", 430, 520),
     ("core", "words", 5_000, 5_000),
     ("appendices", "cells", 42, 53),
-    ("appendices", "lines", 480, 592),
+    ("appendices", "lines", 480, 582),
     ("appendices", "words", 4_400, 4_400),
 ]
 MISSED = [budget for budget in BUDGETS if budget[2] < budget[3]]
@@ -132,8 +132,7 @@ def test_there_are_twelve_sections_and_the_appendices_a_to_g():
 
 @pytest.mark.parametrize("section", [s for s in APPENDICES if s.name], ids=lambda s: s.name)
 def test_an_appendix_takes_18_minutes(section):
-    longer = {"C": 19.5, "D": 18.5}  # not met yet
-    assert section.minutes <= longer.get(section.name, 18)
+    assert section.minutes <= 18
 
 
 @pytest.mark.parametrize("name", ["Part I", "Part II"])

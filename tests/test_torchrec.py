@@ -138,7 +138,7 @@ def test_losses_equal_the_notebooks(
     model = notebook.StackedDLRM(data.table_sizes, 8, *LAYERS)
     first = program.to_notebook(tmp_path / "step-000000000")
     model.load_state_dict(notebook.stacked_state(first))
-    kind = {"sgd": notebook.RowSGD, "row-wise-adagrad": notebook.RowAdagrad}[optimizer]
+    kind = {"sgd": torch.optim.SGD, "row-wise-adagrad": notebook.RowAdagrad}[optimizer]
     rows = data.train[: len(data.train) // BATCH_SIZE * BATCH_SIZE]
     own = kind(model.parameters(), lr=RATE)
     expected = notebook.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)

@@ -65,7 +65,7 @@ def trained(data, folder, device):
     narrow = bfloat16_or_say_so(device)
     model = notebook.StackedDLRM(data.table_sizes, 16, *LAYERS["paper"], bfloat16=narrow).to(device)
     every = max(1, math.ceil(len(data.train) / BATCH_SIZE) // EVALUATIONS)
-    optimizer = notebook.RowSGD(model.parameters(), lr=RATE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     return model, notebook.train_long(model, optimizer, data, BATCH_SIZE, folder, every)
 
 

@@ -45,7 +45,7 @@ def main(rows=10_000_000):
         data, _ = toy_data(folder, rows)
         torch.manual_seed(0)
         stacked = notebook.StackedDLRM(data.table_sizes, 16, *LAYERS["paper"], bfloat16=narrow)
-        optimizer = notebook.RowSGD(stacked.parameters(), lr=2.0)
+        optimizer = torch.optim.SGD(stacked.parameters(), lr=2.0)
         fast = curve_of(stacked, optimizer, data, data.train[: rows * 7 // 10], 1024, 40)
         torch.manual_seed(0)
         taught = notebook.DLRM(data.table_sizes, 16, *LAYERS["paper"])

@@ -48,7 +48,7 @@ def differences(book, processed, folder):
             model = book.StackedDLRM(data.table_sizes, 8, *LAYERS)
             start = program.to_notebook(run / "step-000000000")
             model.load_state_dict(book.stacked_state(start))
-            kind = book.RowSGD if optimizer == "sgd" else book.RowAdagrad
+            kind = torch.optim.SGD if optimizer == "sgd" else book.RowAdagrad
             own = kind(model.parameters(), lr=RATE)
             expected = book.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
             losses = json.loads((run / "losses.json").read_text())

@@ -62,7 +62,7 @@ def notebook_steps(sizes, narrow):
     wide = notebook.StackedDLRM(sizes, 16, *LAYERS["paper"])
     steps = {
         "26 tables, SGD": step_of(taught, torch.optim.SGD(taught.parameters(), lr=0.01)),
-        "stacked, 32 bits, SGD": step_of(wide, notebook.RowSGD(wide.parameters(), lr=0.01)),
+        "stacked, 32 bits, SGD": step_of(wide, torch.optim.SGD(wide.parameters(), lr=0.01)),
     }
     fast, precision = wide, "32 bits"
     if narrow:
@@ -71,7 +71,7 @@ def notebook_steps(sizes, narrow):
             "bfloat16",
         )
         fast.tables = wide.tables
-        sgd = notebook.RowSGD(fast.parameters(), lr=0.01)
+        sgd = torch.optim.SGD(fast.parameters(), lr=0.01)
         steps["stacked, bfloat16, SGD"] = step_of(fast, sgd)
     adagrad = notebook.RowAdagrad(fast.parameters(), lr=0.01)
     steps[f"stacked, {precision}, row-wise Adagrad"] = step_of(fast, adagrad)
