@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,13 @@ def reference(raw):
 def files(folder):
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def write_rows(path):
+    """Rows of Criteo's form, written here: the toy's writer renames, too, but flushes nothing."""
+    path.write_text(
+        "".join(f"{k % 2}" + f"\t{k}" * 13 + f"\t{k:08x}" * 26 + "\n" for k in range(70))
+    )
 
 
 def command(raw, processed):
@@ -213,6 +221,45 @@ def test_stages_of_another_file_or_of_other_options_are_not_used(
             preprocess_criteo(source, tmp_path / "p", min_count, progress=False)
     preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert files(tmp_path / "p") == reference[0]
+
+
+def test_stages_of_other_options_are_not_used_for_a_small_file(tmp_path, monkeypatch):
+    write_toy_criteo(tmp_path / "small.txt", 700)
+    preprocess_criteo(tmp_path / "small.txt", tmp_path / "undisturbed", progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dlrm_utils, "_write_arrays", raises(KeyboardInterrupt))
+        preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", min_count=5, progress=False)
+    preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
+    assert files(tmp_path / "p") == files(tmp_path / "undisturbed")
+
+
+def test_what_gets_its_name_lies_on_the_disk(tmp_path, monkeypatch):
+    """A power cut after a rename finds whole files: all that is renamed was flushed before."""
+    flushed, real_fsync, moved = set(), os.fsync, []
+
+    def fsync(descriptor):
+        real_fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def checked(move):
+        def function(source, target):
+            source = Path(source)
+            moved.append(source)
+            for path in [source, *source.rglob("*")]:
+                assert path.stat().st_ino in flushed, f"{path} is not flushed"
+            move(source, target)
+
+        return function
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", checked(os.replace))
+    monkeypatch.setattr(os, "rename", checked(os.rename))
+    write_rows(tmp_path / "small.txt")
+    data = preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
+    settings = {"embedding_dim": 2, "bottom_mlp": [], "top_mlp": []}
+    model = dlrm_utils.load_notebook().DLRM(data.table_sizes, **settings)
+    dlrm_utils.save_model(tmp_path / "model", settings, model, data)
+    assert len(moved) > 30
 
 
 def test_a_full_disk_is_said_and_finished_stages_are_kept(raw, reference, tmp_path, monkeypatch):
