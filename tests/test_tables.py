@@ -455,6 +455,9 @@ def test_the_commands_say_errors_in_one_line(tmp_path, capsys):
     for arguments in (["preprocess", "no", "p"], ["predict", "no", "no", "out"]):
         with pytest.raises(SystemExit, match=f"dlrm_utils.py {arguments[0]}: there is no"):
             dlrm_utils.main(arguments)
+    (tmp_path / "bad.txt").write_text("x\n" * 9)
+    with pytest.raises(SystemExit, match="dlrm_utils.py preprocess: .*bad.txt, line 1, column 1"):
+        dlrm_utils.main(["preprocess", str(tmp_path / "bad.txt"), str(tmp_path / "p")])
 
 
 def test_a_file_of_the_published_length_is_compared(data, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import collections
 import datetime
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,22 @@ def test_a_save_that_fails_leaves_the_old_file(encoder, tmp_path):
     with pytest.raises(TypeError, match="object"):
         encoder.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_fails_at_the_end_leaves_the_old_file_and_no_other(
+    encoder, tmp_path, monkeypatch
+):
+    path = tmp_path / "encoder.json"
+    encoder.save(path)
+    before = path.read_bytes()
+
+    def broken(descriptor):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        encoder.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other"}', "\x00\x01"])
