@@ -83,6 +83,16 @@ def test_a_table_of_ones_own_equals_the_slow_reader(tmp_path, monkeypatch, kind,
         assert np.allclose(batch.dense[n], expected, rtol=1e-6)
 
 
+def test_ties_are_kept_by_first_sight_over_many_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(dlrm_utils, "PIECE_ROWS", 2)
+    names = [f"name {k * 17 % 40}" for k in range(40)]
+    names = names + names[::-1] + names[::3]
+    frame = pl.DataFrame({"label": [k % 2 for k in range(len(names))], "name": names})
+    data = preprocess_table(frame, tmp_path / "p", [], ["name"], "label", progress=False)
+    counted = collections.Counter(names[: len(data.train)])
+    assert data.encoder.names("name").to_list() == [name for name, _ in counted.most_common()]
+
+
 def test_csv_and_parquet_of_the_same_rows_are_equal(tmp_path):
     frame = table().with_columns(pl.col("city").replace("", None), pl.col("price").fill_nan(None))
     frame.write_parquet(tmp_path / "t.parquet")
