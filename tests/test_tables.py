@@ -83,6 +83,14 @@ def test_a_table_of_ones_own_equals_the_slow_reader(tmp_path, monkeypatch, kind,
         assert np.allclose(batch.dense[n], expected, rtol=1e-6)
 
 
+def test_a_table_in_another_order_is_another_table(tmp_path):
+    frame = pl.DataFrame({"label": [0, 1] * 10, "name": [f"name {k}" for k in range(20)]})
+    preprocess_table(frame, tmp_path / "p", [], ["name"], "label", progress=False)
+    for other in (frame.reverse(), frame.vstack(frame[:1]).vstack(frame[:1])):
+        with pytest.raises(ValueError, match="was made from"):
+            preprocess_table(other, tmp_path / "p", [], ["name"], "label", progress=False)
+
+
 def test_ties_are_kept_by_first_sight_over_many_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(dlrm_utils, "PIECE_ROWS", 2)
     names = [f"name {k * 17 % 40}" for k in range(40)]
