@@ -83,6 +83,17 @@ def test_a_table_of_ones_own_equals_the_slow_reader(tmp_path, monkeypatch, kind,
         assert np.allclose(batch.dense[n], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_star_in_a_tables_name_is_a_star(tmp_path, suffix):
+    frame = pl.DataFrame({"label": [0, 1] * 10, "name": ["a", "b"] * 10})
+    for name, rows in (("day*", frame), ("day2", frame[:9])):
+        path = tmp_path / f"{name}.{suffix}"
+        rows.write_csv(path) if suffix == "csv" else rows.write_parquet(path)
+    star = tmp_path / f"day*.{suffix}"
+    data = preprocess_table(star, tmp_path / "p", [], ["name"], "label", progress=False)
+    assert len(data) == 20
+
+
 def test_a_table_in_another_order_is_another_table(tmp_path):
     frame = pl.DataFrame({"label": [0, 1] * 10, "name": [f"name {k}" for k in range(20)]})
     preprocess_table(frame, tmp_path / "p", [], ["name"], "label", progress=False)
