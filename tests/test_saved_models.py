@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import pandas as pd
 import pytest
@@ -89,3 +90,14 @@ def test_settings_of_another_model_are_refused_and_the_older_folder_stays(folder
             save_model(folder, {"class": "DLRM"} | SETTINGS | wrong, model, encoder)
     assert torch.equal(outputs(*load_model(folder)), before)
     assert [path.name for path in folder.parent.iterdir()] == ["saved"]
+
+
+def test_what_is_no_model_is_not_called(tmp_path, monkeypatch):
+    """A folder from elsewhere may name any function of the notebook."""
+    called = []
+    monkeypatch.setattr(
+        dlrm_utils, "load_notebook", lambda: types.SimpleNamespace(act=called.append)
+    )
+    with pytest.raises(ValueError, match="no such model as 'act'"):
+        dlrm_utils._built({"class": "act"}, [3], tmp_path / "weights.pt")
+    assert called == []
