@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+import dlrm_utils
 from dlrm_utils import FrameEncoder, load_model, save_model
 
 FRAME = pd.DataFrame({"age": [1.0, 2.0, 4.0], "city": ["Rome", "Oslo", "Rome"]})
