@@ -13,6 +13,7 @@ import contextlib
 import dis
 import errno
 import functools
+import glob
 import gzip
 import hashlib
 import io
@@ -33,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -218,6 +220,11 @@ def _hash_of(content):
     # NumPy's numbers are as Python's; infinity and NaN are not JSON, a ValueError.
     text = json.dumps(content, default=np.generic.item, allow_nan=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _file_hash(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _write_json(path, version, content):
@@ -591,7 +598,8 @@ class FolderEncoder:
                 raise ValueError(f"column {name!r} holds {found} as its vocabulary does")
             ids.append(self._indexes[name].get_indexer(_as_index(column)) + 1)
         labels = frame[self.label].to_numpy() if self.label in frame.columns else None
-        return one_id_each(_model_numbers(_numbers_of(frame, self.dense), self.dense), ids, labels)
+        numbers = _numbers_of(frame, list(self.dense), self.dense)
+        return one_id_each(_model_numbers(numbers, self.dense), ids, labels)
 
 
 def _as_index(names):
@@ -603,11 +611,11 @@ def _kind_of(names):
     return "integer" if names.dtype.is_integer() else "text"
 
 
-def _numbers_of(frame, kinds):
+def _numbers_of(frame, names, kinds):
     """The numeric columns, (n, n_dense): int32 if all are integers, else float64."""
     whole = set(kinds.values()) <= {"integer"}
     dtype, missing = (pl.Int32, MISSING) if whole else (pl.Float64, math.nan)
-    columns = frame.select(pl.col(list(kinds)).cast(dtype).fill_null(missing))
+    columns = frame.select(pl.col(names).cast(dtype).fill_null(missing))
     return columns.to_numpy(order="c").reshape(len(frame), len(kinds))
 
 
@@ -744,13 +752,23 @@ def load_criteo(processed_folder):
 
 
 # ---- From any table to the folder ----------------------------------------------------------------
-# Stage 1 checks what it reads and writes it as Arrow files; stage 2 makes a vocabulary and the ids
-# of each column; stage 3, the arrays. Files get names when whole: a stopped run goes on there.
+# Stage 1 checks what it reads and writes it as Parquet files, columns named by their places; stage
+# 2 makes a vocabulary and the ids of each column; stage 3, the arrays. A stopped run goes on.
 
 PIECE = 1 << 24  # bytes of text parsed together
 PIECE_ROWS = 1 << 17  # rows of a table, or of the arrays, that are handled together
 ROW = "dlrm_utils.row"  # the column of row numbers; polars' own end at 2**32
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
+ENGINE_MEMORY = "4GB"  # what DuckDB may hold of a column's names; more of them go to the disk
+ENGINE_THREADS = min(os.cpu_count() or 1, 8)  # each needs its share of that memory
+COUNT = """CREATE OR REPLACE TABLE known AS
+SELECT "{}" AS name, count(*) FILTER (row < $train_rows) AS count, min(row) AS first_row
+FROM stored GROUP BY name"""
+NUMBER = """CREATE OR REPLACE TABLE kept AS
+SELECT name FROM known WHERE count >= $min_count ORDER BY count DESC, first_row
+LIMIT $max_table_rows - 1"""
+LOOK_UP = """SELECT row, kept.rowid + 1 AS id
+FROM stored JOIN kept ON "{}" IS NOT DISTINCT FROM kept.name"""
 
 
 class _Columns(NamedTuple):
@@ -892,8 +910,9 @@ def _alone(work):
         except CriteoFormatError:  # what was read of these rows is of no use
             _tidy(work)
             raise
-        except (OSError, pl.exceptions.PolarsError) as error:
-            if "No space left on device" in str(error):  # polars' error has no number
+        except (OSError, pl.exceptions.PolarsError, duckdb.Error) as error:
+            # Only the first has a number; DuckDB stops before nothing is left.
+            if re.search("No space left on device|max_temp_directory_size", str(error)):
                 full = f"the disk is full; make room, run this again: {work} is kept ({error})"
                 raise OSError(errno.ENOSPC, full) from error
             raise
@@ -916,8 +935,7 @@ def _make(readers, folder, stages, columns, source, show):
         if not done.exists():
             bar = progress(frames, desc=f"reading {k + 1} of {len(readers)}", disable=not show)
             _store(bar, done, ends[-1])
-        lengths = [_stored([part], pl.len()).collect().item() for part in done.iterdir()]
-        ends.append(ends[-1] + sum(lengths))
+        ends.append(ends[-1] + sum(len(_stored(part, ["0"])) for part in done.iterdir()))
     *_, before_last, rows = ends
     if rows < 7 or len(set(ends)) < len(ends):
         found = f"{rows} rows in files that end at {ends[1:]}"
@@ -926,11 +944,16 @@ def _make(readers, folder, stages, columns, source, show):
     parts = sorted((stages / "parts").glob("*/*"))
     described = {}
     bar = progress(columns.categorical, desc="numbering categories", disable=not show)
-    for k, name in enumerate(bar):
-        described[name] = _number_column(stages, parts, k, name, (train_rows, rows), source)
-    schemas = [pl.read_ipc_schema(part) for part in parts]
-    whole = {name: all(schema[name] == pl.Int32 for schema in schemas) for name in columns.dense}
-    dense = {name: "integer" if whole[name] else "float" for name in columns.dense}
+    places = {name: str(place) for place, name in enumerate(columns.names())}
+    with _engine(parts, stages / "spilled") as engine:
+        for k, name in enumerate(bar):
+            counts = (train_rows, rows)
+            described[name] = _number_column(engine, stages, k, places[name], counts, source)
+    schemas = [pl.scan_parquet(part, glob=False).collect_schema() for part in parts]
+    dense = {}
+    for name in columns.dense:
+        whole = all(schema[places[name]] == pl.Int32 for schema in schemas)
+        dense[name] = "integer" if whole else "float"
     content = {"label": columns.label, "dense": dense, "criteo": columns.criteo}
     content["categorical"] = described
     arrays = _write_arrays(stages, parts, rows, content, show)
@@ -947,13 +970,18 @@ def _make(readers, folder, stages, columns, source, show):
 
 
 def _store(frames, done, row):
-    """Stage 1: a file for each frame, their rows numbered from `row`, in the folder `done`."""
+    """Stage 1: a file for each frame, their rows numbered from `row`, in the folder `done`.
+
+    Columns are named by their places: any name is one in Parquet, but DuckDB knows no capitals.
+    """
     unfinished = done.parent.with_name("unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for k, frame in enumerate(frames):
         path = unfinished / f"{k:09}"
-        frame.with_columns(pl.int_range(row, row + len(frame)).alias(ROW)).write_ipc(path)
+        places = {name: str(place) for place, name in enumerate(frame.columns)}
+        numbered = frame.rename(places).with_columns(row=pl.int_range(row, row + len(frame)))
+        numbered.write_parquet(path, compression="lz4")
         _flush(path)
         row += len(frame)
     _flush(unfinished)
@@ -961,79 +989,72 @@ def _store(frames, done, row):
     os.rename(unfinished, done)
 
 
-def _stored(parts, columns):
-    return pl.scan_ipc(parts, glob=False).select(columns)
+@contextlib.contextmanager
+def _engine(parts, spilled):
+    """DuckDB with the files of stage 1 as `stored`; what memory cannot hold goes to `spilled`."""
+    shutil.rmtree(spilled, ignore_errors=True)  # of a run that was stopped
+    options = {"memory_limit": ENGINE_MEMORY, "threads": ENGINE_THREADS}
+    options |= {"temp_directory": str(spilled)}
+    with duckdb.connect(config=options) as engine:
+        engine.read_parquet([glob.escape(str(part)) for part in parts]).create_view("stored")
+        yield engine
 
 
-def _number_column(stages, parts, k, name, counts, source):
+def _number_column(engine, stages, k, place, counts, source):
     """Stage 2: a column's vocabulary, counted on the training rows, and the ids of all rows.
 
-    Memory follows the distinct names, not the rows: both are read in pieces.
+    The more frequent a name, the smaller its id, ties by first sight. Memory follows the distinct
+    names, not the rows, and no further than `ENGINE_MEMORY`.
     """
     done = stages / "ids" / f"{k}.json"
     if done.exists():
         return json.loads(done.read_text())
     train_rows, rows = counts
-    known = _counted(parts, name, train_rows)
-    kept = known.filter(pl.col("count") >= source["min_count"]).select("name")
-    if "max_table_rows" in source:
-        kept = kept.head(source["max_table_rows"] - 1)  # id 0 has a row, too
-    kept = kept.with_row_index("id", offset=1).cast({"id": pl.Int32})
-    texts = kept.with_columns(_hex_texts(kept["name"])) if kept["name"].dtype == pl.UInt32 else kept
+    engine.execute(COUNT.format(place), {"train_rows": train_rows})
+    limits = {"max_table_rows": 2**31, **source}
+    limits = {name: limits[name] for name in ("min_count", "max_table_rows")}
+    engine.execute(NUMBER, limits)
+    known, kept = engine.table("known"), engine.table("kept")
+    hexadecimal = kept.types[0] == "UINTEGER"  # as eight digits, as in Criteo's text
+    text = "printf('%08x', name) AS name" if hexadecimal else "name"
+    texts = kept.select("rowid + 1 AS id, " + text)
     path = stages / "data" / "vocabularies" / f"C{k + 1}.csv"
     with _replacing(path) as temporary:
-        texts.write_csv(temporary)
-    ids = _stored(parts, pl.col(name).alias("name")).join(
-        kept.lazy(), on="name", how="left", nulls_equal=True, maintain_order="left"
-    )
-    batches = ids.select(pl.col("id").fill_null(0)).collect_batches(maintain_order=True)
-    _save(stages / "ids" / f"{k}.npy", "<i4", [rows], (batch["id"].to_numpy() for batch in batches))
+        texts.write_csv(str(temporary))
+    _write_ids(engine, done.with_suffix(".npy"), place, rows)
     about = {"file": f"vocabularies/{path.name}", "bytes": path.stat().st_size}
-    about |= {"kind": _kind_of(texts["name"]), "hash": _file_hash(path)}
-    about |= {"rows": len(kept) + 1, "distinct": len(known)}  # distinct in all rows
+    about |= {"kind": "integer" if texts.types[1] == "BIGINT" else "text"}
+    about |= {"hash": _file_hash(path), "rows": len(kept) + 1, "distinct": len(known)}
     with _replacing(done) as temporary:
         temporary.write_text(json.dumps(about))
     return about
 
 
-def _hex_texts(numbers):
-    """Eight hex digits of each 32-bit number, as in Criteo's text; a missing one stays so."""
-    digits = numbers.fill_null(0).to_numpy().astype(">u4").tobytes().hex().encode()
-    texts = pl.Series(numbers.name, np.frombuffer(digits, "S8").astype("U8"), dtype=pl.String)
-    return texts.set(numbers.is_null(), None)
+def _write_ids(engine, path, place, rows):
+    """The ids of a column as found, in any order; of an unknown name none is: it stays 0."""
+    _save(path, "<i4", [rows], (np.zeros(cut.stop - cut.start) for cut in _cuts(rows)))
+    ids, found = np.load(path, mmap_mode="r+"), engine.execute(LOOK_UP.format(place))
+    while len(piece := found.fetch_df_chunk(64)):
+        ids[piece["row"]] = piece["id"]
+    ids.flush()
 
 
-def _file_hash(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def _stored(part, places):
+    return pl.read_parquet(part, columns=places, glob=False)
 
 
-def _counted(parts, name, train_rows):
-    """All names, the most frequent of the training rows first, ties by first sight."""
-    row = pl.col(ROW)
-    count = (row < train_rows).cast(pl.Int64).sum().alias("count")
-    columns = [pl.col(name).alias("name"), row]
-    counted = []  # the sums, then what waits until it is as long: so memory follows the names
-    for k in range(0, len(parts), 16):
-        found = _stored(parts[k : k + 16], columns).group_by("name").agg(count, row.min())
-        counted.append(found.collect())
-        if sum(map(len, counted[1:])) > len(counted[0]):
-            counted = [_added_up(counted)]
-    return _added_up(counted).sort(["count", ROW], descending=[True, False])
-
-
-def _added_up(counted):
-    return pl.concat(counted).group_by("name").agg(pl.col("count").sum(), pl.col(ROW).min())
+def _cuts(rows):
+    return [slice(start, min(start + PIECE_ROWS, rows)) for start in range(0, rows, PIECE_ROWS)]
 
 
 def _write_arrays(stages, parts, rows, content, show):
     """Stage 3: labels, numbers and ids, row by row; returns the type and shape of each array."""
-    label, dense = content["label"], content["dense"]
-    tables = len(content["categorical"])
+    dense, tables = content["dense"], len(content["categorical"])
     columns = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in range(tables)]
-    cuts = [slice(start, start + PIECE_ROWS) for start in range(0, rows, PIECE_ROWS)]
-    labels = (_stored([part], label).collect().to_series().to_numpy() for part in parts)
-    numbers = (_numbers_of(_stored([part], list(dense)).collect(), dense) for part in parts)
-    ids = (np.array([column[cut] for column in columns]).T for cut in cuts)
+    labels = (_stored(part, ["0"])["0"].to_numpy() for part in parts)
+    places = [str(place) for place in range(1, len(dense) + 1)]
+    numbers = (_numbers_of(_stored(part, ["0", *places]), places, dense) for part in parts)
+    ids = (np.array([column[cut] for column in columns]).T for cut in _cuts(rows))
     number_type = "<i4" if set(dense.values()) <= {"integer"} else "<f8"
     arrays = {
         "labels": ("|u1", [rows], labels),
@@ -1316,7 +1337,7 @@ def save_model(folder, model_settings, model, encoder):
         encoder.save(new / "encoder")  # one file, or a folder
         torch.save(model.state_dict(), new / "weights.pt")
         settings = {"model": model_settings | {"class": type(model).__name__}}
-        settings |= {"encoder": encoder.fingerprint(), "weights": _hash_of_file(new / "weights.pt")}
+        settings |= {"encoder": encoder.fingerprint(), "weights": _file_hash(new / "weights.pt")}
         _write_json(new / "settings.json", MODEL_VERSION, settings)
         load_model(new)  # what does not open takes no place
         for path in [*new.rglob("*"), new]:
@@ -1341,18 +1362,13 @@ def load_model(folder):
     try:
         settings = _read_json(folder / "settings.json", MODEL_VERSION)
         encoder = (FolderEncoder if place.is_dir() else FrameEncoder).load(place)
-        parts = {"encoder": encoder.fingerprint(), "weights": _hash_of_file(weights)}
+        parts = {"encoder": encoder.fingerprint(), "weights": _file_hash(weights)}
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a whole folder of save_model: {error}") from error
     for name, fingerprint in parts.items():
         if settings[name] != fingerprint:
             raise ValueError(f"{folder}: its {name} part is cut, or that of another model")
     return _built(settings["model"], encoder.table_sizes, weights).eval(), encoder
-
-
-def _hash_of_file(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _built(settings, table_sizes, weights):

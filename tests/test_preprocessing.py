@@ -109,14 +109,14 @@ def test_stopped_in_a_stage_it_repeats_no_stage_before(
         path.stem for path in (tmp_path / "p.making/dlrm_utils.stages").glob("*/ids/*.json")
     ]
     repeated = []
-    count = dlrm_utils._counted
+    count = dlrm_utils._write_ids
     with monkeypatch.context() as patch:
         patch.setattr(
             dlrm_utils,
             "_store",
             lambda *a: repeated.append("text") or original["_store"](*a),
         )
-        patch.setattr(dlrm_utils, "_counted", lambda *a: repeated.append("column") or count(*a))
+        patch.setattr(dlrm_utils, "_write_ids", lambda *a: repeated.append("column") or count(*a))
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert files(tmp_path / "p") == reference[0]
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
@@ -182,7 +182,7 @@ def test_stages_are_kept_after_any_error_but_wrong_rows(raw, tmp_path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(error):
         patch.setattr(dlrm_utils, "_write_arrays", raises(error))
         preprocess_criteo(raw, tmp_path / "p", progress=False)
-    monkeypatch.setattr(dlrm_utils, "_counted", raises(AssertionError("numbered again")))
+    monkeypatch.setattr(dlrm_utils, "_write_ids", raises(AssertionError("numbered again")))
     preprocess_criteo(raw, tmp_path / "p", np.int64(1), progress=False)
 
 

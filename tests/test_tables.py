@@ -112,6 +112,48 @@ def test_ties_are_kept_by_first_sight_over_many_pieces(tmp_path, monkeypatch):
     assert data.encoder.names("name").to_list() == [name for name, _ in counted.most_common()]
 
 
+def many_names():
+    """300,000 rows of 150,000 long names, of which the last seventh brings new ones."""
+    numbers = np.random.default_rng(0).permutation(150_000).repeat(2)
+    names = pl.Series(numbers).cast(pl.String) + " and a text that takes some memory"
+    return pl.DataFrame({"clicked": np.arange(300_000) % 2, "name": names})
+
+
+def test_names_that_outgrow_memory_go_to_the_disk(tmp_path, monkeypatch):
+    """That these do is shown by the next test, where the disk has no room for them."""
+    rows = many_names()
+    monkeypatch.setattr(dlrm_utils, "ENGINE_MEMORY", "50MB")
+    monkeypatch.setattr(dlrm_utils, "ENGINE_THREADS", 2)
+    data = preprocess_table(rows, tmp_path / "p", [], ["name"], "clicked", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    expected = ids_slowly(rows["name"].to_list(), len(data.train))
+    assert data.sparse[:, 0].tolist() == expected
+
+
+def test_a_disk_too_small_for_the_names_is_said(tmp_path, monkeypatch):
+    connect = dlrm_utils.duckdb.connect
+
+    def on_a_small_disk(config):
+        return connect(config=config | {"max_temp_directory_size": "1MB"})
+
+    arguments = (many_names(), tmp_path / "p", [], ["name"], "clicked")
+    with monkeypatch.context() as patch:
+        patch.setattr(dlrm_utils, "ENGINE_MEMORY", "50MB")
+        patch.setattr(dlrm_utils, "ENGINE_THREADS", 2)
+        patch.setattr(dlrm_utils.duckdb, "connect", on_a_small_disk)
+        with pytest.raises(OSError, match="the disk is full; make room, run this again"):
+            preprocess_table(*arguments, progress=False)
+    assert len(preprocess_table(*arguments, progress=False)) == 300_000
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_columns_that_differ_in_capitals_are_two(tmp_path):
+    rows = pl.DataFrame({"Y": [0, 1] * 7, "y": [1, 2] * 7, "a": ["p", "q"] * 7, "A": ["q"] * 14})
+    data = preprocess_table(rows, tmp_path / "p", ["y"], ["a", "A"], "Y", progress=False)
+    assert data.sparse.tolist() == [[1, 1], [2, 1]] * 7
+    assert data.dense[:, 0].tolist() == [1, 2] * 7
+
+
 def test_csv_and_parquet_of_the_same_rows_are_equal(tmp_path):
     frame = table().with_columns(pl.col("city").replace("", None), pl.col("price").fill_nan(None))
     frame.write_parquet(tmp_path / "t.parquet")

@@ -38,7 +38,7 @@ def write_column(folder, rows, names):
         place = np.arange(start, start + PIECE, dtype=np.uint64) % np.uint64(names)
         values = (place * factor % np.uint64(1 << 32)).astype(np.uint32)
         row = np.arange(start, start + PIECE)
-        pl.DataFrame({"C1": values, dlrm_utils.ROW: row}).write_ipc(folder / f"{start:012}")
+        pl.DataFrame({"0": values, "row": row}).write_parquet(folder / f"{start:012}")
     return sorted(folder.iterdir())
 
 
@@ -55,7 +55,8 @@ def number(rows, names):
         threading.Thread(target=watch, daemon=True).start()
         start = time.perf_counter()
         counts, source = (rows * 6 // 7, rows), {"min_count": 1}
-        dlrm_utils._number_column(Path(folder), parts, 0, "C1", counts, source)
+        with dlrm_utils._engine(parts, Path(folder) / "spilled") as engine:
+            dlrm_utils._number_column(engine, Path(folder), 0, "0", counts, source)
         seconds = time.perf_counter() - start
         done.set()
     memory = f"{most[0]:.2f} GB before, {max(most):.2f} at most"
