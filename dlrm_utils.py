@@ -981,7 +981,7 @@ def _store(frames, done, row):
         path = unfinished / f"{k:09}"
         places = {name: str(place) for place, name in enumerate(frame.columns)}
         numbered = frame.rename(places).with_columns(row=pl.int_range(row, row + len(frame)))
-        numbered.write_parquet(path, compression="lz4")
+        numbered.write_parquet(path, compression_level=1, statistics=False)  # by zstd
         _flush(path)
         row += len(frame)
     _flush(unfinished)

@@ -86,7 +86,7 @@ def main(rows=ROWS):
     table = pd.DataFrame(history, columns=["step", "log_loss"]).round(5)
     table = table.assign(
         data="toy",
-        rows=table["step"] * BATCH_SIZE,
+        rows=(table["step"] * BATCH_SIZE).clip(upper=len(data.train)),
         truth_log_loss=round(best["log_loss"], 5),
         entropy=round(notebook.entropy_of(result["base_rate"]), 5),
         preprocess_seconds=round(prepared[0]),
