@@ -188,7 +188,7 @@ def test_bfloat16_stays_close_and_keeps_weights_in_32_bits(notebook):
 
 
 @pytest.mark.skipif(
-    not shared.has_bfloat16(), reason="this processor has no bfloat16; it would be emulated, slowly"
+    not shared.has_bfloat16(), reason="bfloat16 is no faster here; it would be imitated, slowly"
 )
 def test_bfloat16_harms_no_log_loss(notebook, toy):
     losses = []
