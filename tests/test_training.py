@@ -1,5 +1,6 @@
 """Training: the same twice, resumed to the bit, a rate that falls, and metrics as by hand."""
 
+import gc
 import math
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_a_resumed_run_equals_a_whole_one(notebook, toy, whole, tmp_path, stop):
     second = trained(notebook, toy, resumed, optimizer, start=start)
     assert first + second == losses and all(map(torch.equal, expected, weights(resumed)))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_no_tensor_of_a_step_outlives_it(notebook, toy):
+    """Small tensors that are kept split up the memory, which then grows with every step."""
+    counts = []
+
+    def count_tensors(step, *_):
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+
+    model, optimizer = new_model(notebook, toy)
+    trained(notebook, toy, model, optimizer, after_step=count_tensors, stop=10)
+    assert counts[2:] == counts[2:3] * 8
 
 
 def test_each_epoch_sees_every_row_once_in_a_new_order(notebook, toy):
