@@ -759,6 +759,7 @@ PIECE = 1 << 24  # bytes of text parsed together
 PIECE_ROWS = 1 << 17  # rows of a table, or of the arrays, that are handled together
 ROW = "dlrm_utils.row"  # the column of row numbers; polars' own end at 2**32
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
+STAGE_VERSION = "Parquet 1"  # stages of another form are not gone on from
 ENGINE_MEMORY = "4GB"  # what DuckDB may hold of a column's names; more of them go to the disk
 ENGINE_THREADS = min(os.cpu_count() or 1, 8)  # each needs its share of that memory
 COUNT = """CREATE OR REPLACE TABLE known AS
@@ -836,7 +837,7 @@ def _preprocess(rows, folder, columns, options, show):
     if work.exists() or not _in_use(folder):
         with _alone(work):
             if not _in_use(folder):  # another process may just have made it
-                stages = work / STAGES / _hash_of([FOLDER_VERSION, source])
+                stages = work / STAGES / _hash_of([FOLDER_VERSION, STAGE_VERSION, source])
                 _make(readers, folder, stages, columns, source, show)
     data = load_criteo(folder)
     if data.source != source:
@@ -1004,7 +1005,7 @@ def _number_column(engine, stages, k, place, counts, source):
     """Stage 2: a column's vocabulary, counted on the training rows, and the ids of all rows.
 
     The more frequent a name, the smaller its id, ties by first sight. Memory follows the distinct
-    names, not the rows, and no further than `ENGINE_MEMORY`.
+    names, not the rows; what goes beyond `ENGINE_MEMORY` goes to the disk.
     """
     done = stages / "ids" / f"{k}.json"
     if done.exists():

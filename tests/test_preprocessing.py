@@ -233,6 +233,19 @@ def test_stages_of_other_options_are_not_used_for_a_small_file(tmp_path, monkeyp
     assert files(tmp_path / "p") == files(tmp_path / "undisturbed")
 
 
+def test_stages_of_another_form_are_not_used_and_go(tmp_path, monkeypatch):
+    """As a version of the module that wrote other files left them."""
+    write_toy_criteo(tmp_path / "small.txt", 700)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dlrm_utils, "STAGE_VERSION", "Arrow")
+        patch.setattr(dlrm_utils, "_write_arrays", raises(KeyboardInterrupt))
+        preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
+    for part in tmp_path.glob("p.making/dlrm_utils.stages/*/parts/*/*"):
+        part.write_text("another form")
+    preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "small.txt"]
+
+
 def test_what_gets_its_name_lies_on_the_disk(tmp_path, monkeypatch):
     """A power cut after a rename finds whole files: all that is renamed was flushed before."""
     flushed, real_fsync, moved = set(), os.fsync, []
