@@ -1,5 +1,6 @@
 """How long DLRM.ipynb takes to read: words, lines and minutes of each section.
 
+Code that is folded on the page (tagged `hide-input`) takes no minutes; its lines are counted apart.
 Run `python tests/budgets.py [NOTEBOOK]` for the table. The tests compare it with what is promised.
 """
 
@@ -28,7 +29,11 @@ class Section:
 
     @property
     def lines(self):
-        return sum(map(lines_of_code, self.cells))
+        return sum(lines_of_code(cell) for cell in self.cells if not is_folded(cell))
+
+    @property
+    def folded(self):
+        return sum(lines_of_code(cell) for cell in self.cells if is_folded(cell))
 
     @property
     def minutes(self):
@@ -45,6 +50,10 @@ def tags(cell):
 
 def code_cells(notebook):
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def is_folded(cell):
+    return "hide-input" in tags(cell)
 
 
 def lines_of_code(cell):
@@ -110,11 +119,20 @@ def opening_and_part_one(found):
     return found[: places[0]] if places else found
 
 
+def minutes_up_to(notebook, words_in_cell):
+    """Minutes to read to the end of the first code cell that holds these words."""
+    for k, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code" and words_in_cell in cell["source"]:
+            return totals(sections({"cells": notebook["cells"][: k + 1]}))["minutes"]
+    raise ValueError(f"no code cell holds {words_in_cell!r}")
+
+
 def totals(found):
-    """Code cells, lines of code, words and minutes of some sections."""
+    """Code cells, lines of open and of all code, words and minutes of some sections."""
     return {
         "cells": sum(len(section.cells) for section in found),
         "lines": sum(section.lines for section in found),
+        "all lines": sum(section.lines + section.folded for section in found),
         "words": sum(section.words for section in found),
         "minutes": sum(section.minutes for section in found),
     }
@@ -126,11 +144,11 @@ def print_table(path=ROOT / "DLRM.ipynb"):
     rows = [(f"{section.name:>2} {section.title or section.part}", [section]) for section in found]
     rows += [("   Opening and Part I", opening_and_part_one(found))]
     rows += [("   Core", core), ("   Appendices", appendices)]
-    print(f"{'':52} {'cells':>6} {'lines':>6} {'words':>6} {'minutes':>8}")
+    print(f"{'':52} {'cells':>6} {'lines':>6} {'all':>6} {'words':>6} {'minutes':>8}")
     for name, chosen in rows:
-        sums = totals(chosen)
-        counts = f"{sums['cells']:6} {sums['lines']:6} {sums['words']:6} {sums['minutes']:8.1f}"
-        print(f"{name[:52]:52} {counts}")
+        *counts, minutes = totals(chosen).values()
+        numbers = " ".join(f"{count:6}" for count in counts)
+        print(f"{name[:52]:52} {numbers} {minutes:8.1f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from budgets import (
     Section,
     code_cells,
     core_and_appendices,
+    is_folded,
     lines_of_code,
+    minutes_up_to,
     opening_and_part_one,
     parts_of,
     read_notebook,
@@ -37,8 +39,8 @@ def markdown(text):
     return {"cell_type": "markdown", "source": text, "metadata": {}}
 
 
-def code(text):
-    return {"cell_type": "code", "source": text, "metadata": {}}
+def code(text, *tags):
+    return {"cell_type": "code", "source": text, "metadata": {"tags": [*tags]}}
 
 
 # ---- The counting itself ---------------------------------------------------------------------
@@ -91,43 +93,49 @@ def test_sections_and_parts_are_found_by_their_headings():
     assert parts_of("```\n# no\n```\n# yes") == ["```\n  no\n```\n", "# yes"]
 
 
-def test_minutes_are_words_and_lines():
-    section = Section(part="", name="1", words=360, cells=[code("a = 1\nb = 2\nc = 3")])
+def test_minutes_are_words_and_open_lines():
+    cells = [code("a = 1\nb = 2\nc = 3"), code("d = 4\ne = 5", "hide-input")]
+    section = Section(part="", name="1", words=360, cells=cells)
     assert section.minutes == pytest.approx(2 + 24 / 60)
+    assert (section.lines, section.folded, totals([section])["all lines"]) == (3, 2, 5)
+
+
+def test_minutes_up_to_a_cell_count_what_stands_before_it():
+    cells = [markdown("## 1. First\n" + "word " * 178), code("a = 1"), markdown("later"), code("b")]
+    assert minutes_up_to({"cells": cells}, "a =") == pytest.approx(180 / 180 + 8 / 60)
+    with pytest.raises(ValueError, match="no code cell"):
+        minutes_up_to({"cells": cells}, "c =")
 
 
 # ---- The budgets -----------------------------------------------------------------------------
-# Two numbers each: the plan's limit, and what is held meanwhile where the plan's isn't met yet.
-# An entry that meets its plan fails as "XPASS": then the second number goes.
 
 BUDGETS = [
-    ("Part I", "minutes", 33.5, 35.2),
-    ("core", "minutes", 76.5, 97.2),
-    ("core", "cells", 70, 70),
-    ("core", "lines", 430, 520),
-    ("core", "words", 5_000, 5_000),
-    ("appendices", "cells", 42, 53),
-    ("appendices", "lines", 480, 582),
-    ("appendices", "words", 4_400, 4_400),
+    ("Part I", "minutes", 33),
+    ("core", "minutes", 76),
+    ("core", "lines", 380),
+    ("core", "all lines", 430),
+    ("core", "words", 4_500),
+    ("appendices", "lines", 530),
+    ("appendices", "words", 4_700),
 ]
-MISSED = [budget for budget in BUDGETS if budget[2] < budget[3]]
 GROUPS = {"Part I": opening_and_part_one(FOUND), "core": CORE, "appendices": APPENDICES}
+LINES_A_CELL = {"core": (6, 14, 20), "appendices": (10, 17, 24)}  # median, nine of ten, longest
 
 
-@pytest.mark.parametrize("part, count, plan, held", BUDGETS)
-def test_reading_takes_no_longer_than_it_did(part, count, plan, held):
-    assert totals(GROUPS[part])[count] <= held
+@pytest.mark.parametrize("part, count, budget", BUDGETS)
+def test_reading_takes_no_longer_than_its_budget(part, count, budget):
+    assert totals(GROUPS[part])[count] <= budget
 
 
-@pytest.mark.parametrize("part, count, plan, held", MISSED)
-@pytest.mark.xfail(strict=True, reason="the plan's budget is not met yet")
-def test_the_plans_budget(part, count, plan, held):
-    assert totals(GROUPS[part])[count] <= plan
+@pytest.mark.parametrize("words, minutes", [("fit(film_model", 44), ("my_films =", 66)])
+def test_what_the_opening_promises_comes_in_time(words, minutes):
+    """By then he has seen the model learn which film is funny, and has ten films of his own."""
+    assert minutes_up_to(NOTEBOOK, words) <= minutes
 
 
-def test_there_are_twelve_sections_and_the_appendices_a_to_g():
+def test_there_are_twelve_sections_and_the_appendices_a_to_h():
     assert [section.name for section in CORE if section.name] == [str(n) for n in range(1, 13)]
-    assert [section.name for section in APPENDICES if section.name] == [*"ABCDEFG"]
+    assert [section.name for section in APPENDICES if section.name] == [*"ABCDEFGH"]
 
 
 @pytest.mark.parametrize("section", [s for s in APPENDICES if s.name], ids=lambda s: s.name)
@@ -145,11 +153,14 @@ def test_the_map_says_the_minutes_as_they_are(name):
     assert abs(int(stated[1]) - totals(chosen)["minutes"]) <= 2
 
 
-def test_cells_are_short():
-    lengths = sorted(map(lines_of_code, CELLS))
-    assert statistics.median(lengths) <= 9  # the plan's 6 is not met yet
-    assert lengths[int(0.9 * len(lengths))] <= 17
-    assert lengths[-1] <= 30
+@pytest.mark.parametrize("part", LINES_A_CELL)
+def test_cells_are_short(part):
+    cells = [cell for section in GROUPS[part] for cell in section.cells]
+    lengths = sorted(lines_of_code(cell) for cell in cells if not is_folded(cell))
+    median, nine_of_ten, longest = LINES_A_CELL[part]
+    assert statistics.median(lengths) <= median
+    assert lengths[int(0.9 * len(lengths))] <= nine_of_ten
+    assert lengths[-1] <= longest
 
 
 def test_no_line_of_code_is_over_80_columns():
@@ -200,6 +211,7 @@ def test_one_cell_is_tagged_parameters_and_holds_them_all():
         "learning_rate",
         "seed",
         "device",
+        "ratings_file",
     ]
 
 
@@ -259,7 +271,7 @@ def test_a_cell_that_only_draws_is_folded_on_the_page():
 def test_every_section_but_the_last_asks_what_was_understood():
     """Two or three questions with folded answers stand at the end of each section."""
     text = "\n".join(MARKDOWN)
-    starts = list(re.finditer(r"^## (\d+|[A-G])\. ", text, flags=re.MULTILINE))
+    starts = list(re.finditer(r"^## (\d+|[A-H])\. ", text, flags=re.MULTILINE))
     ends = [start.start() for start in starts[1:]] + [len(text)]
     for start, end in zip(starts, ends):
         questions = text[start.start() : end].count("<details><summary>")
