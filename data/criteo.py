@@ -1,0 +1,193 @@
+"""Criteo's columns, what was published of them, and its text: read, or a bad line named.
+
+A line is a label, 13 integers and 26 categories of 8 hex digits between tabs, empty where missing.
+"""
+
+import contextlib
+import gzip
+import re
+import tarfile
+from pathlib import Path
+
+import polars as pl
+
+from data import files
+from data.files import MISSING, FormatError
+
+NUM_DENSE, NUM_TABLES = 13, 26
+INTEGERS = [f"I{k + 1}" for k in range(NUM_DENSE)]
+CATEGORIES = [f"C{k + 1}" for k in range(NUM_TABLES)]
+COLUMNS = ["label", *INTEGERS, *CATEGORIES]
+# Distinct values of the 26 categorical columns in Criteo's Kaggle file, as published.
+# fmt: off
+CRITEO_KAGGLE_TABLE_SIZES = [
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,
+    5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
+# fmt: on
+KAGGLE_ROWS = 45_840_617
+
+FIELDS = {"l": "[01]", "I": "(?:-?[0-9]{1,10})?", "C": "(?:[0-9a-fA-F]{8})?"}
+WANTED = {"l": "a label, 0 or 1", "I": "a 32-bit integer", "C": "a category of 8 hex digits"}
+TYPES = {"l": pl.UInt8, "I": pl.Int32, "C": pl.String}
+SCHEMA = {column: TYPES[column[0]] for column in COLUMNS}
+TABLE_HINT = "; a table with a header is known by .csv or .parquet, a .zip has to be unpacked"
+
+
+def _line_of(columns):
+    return "\t".join(FIELDS[column[0]] for column in columns)
+
+
+LINE = f"^{_line_of(COLUMNS)}$"
+ONE_LINE = re.compile(f"(?:{_line_of(COLUMNS)})|(?:{_line_of(COLUMNS[1:])})")  # or without label
+
+
+def is_table(path):
+    """Is a file a table with a header, by its name?"""
+    return Path(path).suffix.lower() in (".csv", ".parquet")
+
+
+# ---- One line ------------------------------------------------------------------------------------
+
+
+def read_line(line, place, labelled=True):
+    """(label or None, 13 integers, 26 categories) of a line; None where a field is empty.
+
+    FormatError, with place and the column counted from 1, for any field that is not what it
+    should be. The reader of many lines calls it to find the bad one.
+    """
+    line, columns = line.removesuffix("\r"), COLUMNS if labelled else COLUMNS[1:]
+    fields = line.split("\t")
+    if len(fields) != len(columns):
+        found = f"{line[:40]!r} has {len(fields)} fields, not {len(columns)}{TABLE_HINT}"
+        raise FormatError(f"{place}, column {min(len(fields), len(columns))}: {found}")
+    if not ONE_LINE.fullmatch(line):
+        for k, (column, field) in enumerate(zip(columns, fields, strict=True)):
+            if not re.fullmatch(FIELDS[column[0]], field):
+                _refuse_field(field, columns, k, place)
+    label = int(fields[0]) if labelled else None
+    first = len(columns) - NUM_TABLES
+    integers = [int(field) if field else None for field in fields[first - NUM_DENSE : first]]
+    for k, integer in enumerate(integers, first - NUM_DENSE):
+        if integer is not None and not -(2**31) < integer < 2**31:
+            _refuse_field(fields[k], columns, k, place)
+    return label, integers, [field.lower() or None for field in fields[first:]]
+
+
+def _refuse_field(field, columns, k, place):
+    kind = columns[k][0]
+    hint = TABLE_HINT if kind == "l" else ""
+    found = f"{field[:40]!r} is not {WANTED[kind]}{hint}"
+    raise FormatError(f"{place}, column {k + 1} ({columns[k]}): {found}")
+
+
+# ---- Many lines ----------------------------------------------------------------------------------
+
+
+def parsed(text, name, first_line=1):
+    """A DataFrame with the columns of SCHEMA from whole lines as bytes, or FormatError."""
+    options = {"separator": "\t", "has_header": False, "quote_char": None, "raise_if_empty": False}
+    if not text or (text.isascii() and pl.read_lines(text)["line"].str.contains(LINE).all()):
+        with contextlib.suppress(pl.exceptions.PolarsError):  # ten digits may be too many
+            frame = pl.read_csv(text.lower(), schema=SCHEMA, **options)
+            if not any(frame[column].min() == MISSING for column in INTEGERS):
+                return frame
+    for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), first_line):
+        read_line(line.decode("ascii", "replace"), f"{name}, line {number}")
+    raise FormatError(f"{name}, after line {first_line}: no line is bad, but they cannot be read")
+
+
+def frames(path, hexadecimal=False):
+    """The checked rows of Criteo's text, a DataFrame with the columns of SCHEMA at a time.
+
+    hexadecimal: categories as 32-bit numbers, which take less room; `hex_texts` turns them back.
+    """
+    numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
+
+    def parse(piece):
+        first_line, text = piece
+        frame = parsed(text, path, first_line)
+        return frame.with_columns(numbers) if hexadecimal else frame
+
+    with unpacked(path) as file:
+        yield from files.in_order(parse, pieces(file, path), threads=3)
+
+
+def hex_texts(numbers):
+    """Eight small hex digits for each 32-bit number, a missing one missing."""
+    texts = [None if number is None else f"{number:08x}" for number in numbers.to_list()]
+    return pl.Series(numbers.name, texts, dtype=pl.String)
+
+
+def check_end(path):
+    """Look at the last line, and through a packed file: a cut one is found before hours of work."""
+    line, path = b"", Path(path)
+    with unpacked(path) as file:
+        if path.suffix.lower() not in (".gz", ".tgz"):
+            file.seek(max(path.stat().st_size - files.PIECE, 0))
+        for _, text in pieces(file, path):
+            line = text.removesuffix(b"\n").rsplit(b"\n", 1)[-1]
+    read_line(line.removeprefix(b"\xef\xbb\xbf").decode("ascii", "replace"), f"{path}, last line")
+
+
+@contextlib.contextmanager
+def unpacked(path):
+    """The raw file, open; its bytes are those of the plain text."""
+    path = Path(path)
+    name = path.name.lower()
+    with files.damage_named(path):
+        if name.endswith((".tar.gz", ".tgz")):
+            with tarfile.open(path, "r|gz") as archive:
+                for member in archive:
+                    if member.isfile() and Path(member.name).name == "train.txt":
+                        yield archive.extractfile(member)
+                        return
+            raise tarfile.ReadError("it holds no file train.txt")
+        with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as file:
+            yield file
+
+
+def pieces(file, name):
+    """The text in pieces of whole lines: (number of the first line, bytes); a BOM is left out."""
+    line = 1
+    while text := file.read(files.PIECE):
+        if line == 1:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+        rest = file.readline(files.PIECE)
+        if len(rest) == files.PIECE and not rest.endswith(b"\n"):
+            line += text.count(b"\n")
+            raise FormatError(f"{name}, line {line}, column 1: over {files.PIECE:,} bytes long")
+        yield line, text + rest
+        line += text.count(b"\n") + rest.count(b"\n")
+
+
+# ---- Tables with Criteo's columns ----------------------------------------------------------------
+
+
+def tidy(table_pieces):
+    """Pieces of a table, its categories in small letters; a half one is refused by its row.
+
+    A column's categories are 8 hex digits, as in Criteo's text, or whole numbers, as some copies
+    have them; the first piece that tells which binds the others.
+    """
+    whole = {}  # place of a column: are its texts whole numbers?
+    for piece in table_pieces:
+        made = {}
+        for k, column in enumerate(piece.columns):
+            if column.name not in CATEGORIES:
+                continue
+            names = piece.frame[str(k)]
+            if names.dtype == pl.Float64:
+                piece.refuse(k, names != names.floor(), "not a whole number")
+            elif names.dtype == pl.String:
+                made[str(k)] = names.str.to_lowercase()
+                hexadecimal = names.str.contains("^[0-9a-fA-F]{8}$")
+                number = names.str.contains("^(?:0|-?[1-9][0-9]*)$")
+                if hexadecimal.all() != number.all():
+                    whole.setdefault(k, number.all())
+                elif not number.all():
+                    whole.setdefault(k, False)
+                if k in whole:
+                    right, wanted = (number, "number") if whole[k] else (hexadecimal, "hex")
+                    what = {"number": "not a whole number", "hex": f"not {WANTED['C']}"}[wanted]
+                    piece.refuse(k, ~right, what)
+        yield piece._replace(frame=piece.frame.with_columns(**made))
