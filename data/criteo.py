@@ -37,8 +37,8 @@ def _line_of(columns):
     return "\t".join(FIELDS[column[0]] for column in columns)
 
 
-LINE = f"^{_line_of(COLUMNS)}$"
-ONE_LINE = re.compile(f"(?:{_line_of(COLUMNS)})|(?:{_line_of(COLUMNS[1:])})")  # or without label
+LINES = [f"{_line_of(COLUMNS)}", f"{_line_of(COLUMNS[1:])}"]  # with a label, and without
+WHOLE = [re.compile(line) for line in LINES]
 
 
 def is_table(path):
@@ -60,7 +60,7 @@ def read_line(line, place, labelled=True):
     if len(fields) != len(columns):
         found = f"{line[:40]!r} has {len(fields)} fields, not {len(columns)}{TABLE_HINT}"
         raise FormatError(f"{place}, column {min(len(fields), len(columns))}: {found}")
-    if not ONE_LINE.fullmatch(line):
+    if not WHOLE[not labelled].fullmatch(line):
         for k, (column, field) in enumerate(zip(columns, fields, strict=True)):
             if not re.fullmatch(FIELDS[column[0]], field):
                 _refuse_field(field, columns, k, place)
@@ -83,39 +83,36 @@ def _refuse_field(field, columns, k, place):
 # ---- Many lines ----------------------------------------------------------------------------------
 
 
-def parsed(text, name, first_line=1):
+def parsed(text, name, first_line=1, labelled=True):
     """A DataFrame with the columns of SCHEMA from whole lines as bytes, or FormatError."""
+    schema = {column: SCHEMA[column] for column in COLUMNS[not labelled :]}
     options = {"separator": "\t", "has_header": False, "quote_char": None, "raise_if_empty": False}
-    if not text or (text.isascii() and pl.read_lines(text)["line"].str.contains(LINE).all()):
-        with contextlib.suppress(pl.exceptions.PolarsError):  # ten digits may be too many
-            frame = pl.read_csv(text.lower(), schema=SCHEMA, **options)
+    line = f"^{LINES[not labelled]}$"
+    if not text or (text.isascii() and pl.read_lines(text)["line"].str.contains(line).all()):
+        with contextlib.suppress(pl.exceptions.PolarsError):  # of ten digits some are too many
+            frame = pl.read_csv(text.lower(), schema=schema, **options)
             if not any(frame[column].min() == MISSING for column in INTEGERS):
                 return frame
     for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), first_line):
-        read_line(line.decode("ascii", "replace"), f"{name}, line {number}")
+        read_line(line.decode("ascii", "replace"), f"{name}, line {number}", labelled)
     raise FormatError(f"{name}, after line {first_line}: no line is bad, but they cannot be read")
 
 
-def frames(path, hexadecimal=False):
-    """The checked rows of Criteo's text, a DataFrame with the columns of SCHEMA at a time.
-
-    hexadecimal: categories as 32-bit numbers, which take less room; `hex_texts` turns them back.
-    """
-    numbers = pl.col(CATEGORIES).str.to_integer(base=16, dtype=pl.UInt32)
+def frames(path, labelled=True):
+    """The checked rows of Criteo's text, a DataFrame with the columns of SCHEMA at a time."""
 
     def parse(piece):
         first_line, text = piece
-        frame = parsed(text, path, first_line)
-        return frame.with_columns(numbers) if hexadecimal else frame
+        return parsed(text, path, first_line, labelled)
 
     with unpacked(path) as file:
         yield from files.in_order(parse, pieces(file, path), threads=3)
 
 
-def hex_texts(numbers):
-    """Eight small hex digits for each 32-bit number, a missing one missing."""
-    texts = [None if number is None else f"{number:08x}" for number in numbers.to_list()]
-    return pl.Series(numbers.name, texts, dtype=pl.String)
+def is_labelled(path):
+    """Does the first line have a label? A line of any other form is taken to have one."""
+    with unpacked(path) as file:
+        return file.readline(1 << 16).count(b"\t") != len(COLUMNS) - 2
 
 
 def check_end(path):

@@ -8,6 +8,7 @@ import collections
 import datetime
 import hashlib
 import io
+import itertools
 import math
 import operator
 import tempfile
@@ -87,10 +88,12 @@ def _plain(values):
 
 def distinct_of(series):
     """(codes, distinct): the distinct values by first sight, and the place of each value there."""
-    row = pl.int_range(pl.len(), dtype=pl.UInt32)
-    first = pl.DataFrame({"name": series}).select(row.first().over("name")).to_series().to_numpy()
-    firsts, codes = np.unique(first, return_inverse=True)
-    return codes, series.gather(firsts)
+    distinct = series.unique(maintain_order=True).alias("name")
+    known, joins = distinct.to_frame().with_row_index("place"), {"how": "left", "on": "name"}
+    placed = pl.DataFrame({"name": series}).join(
+        known, nulls_equal=True, maintain_order="left", **joins
+    )
+    return placed["place"].to_numpy(), distinct
 
 
 def name_form(values):
@@ -167,7 +170,7 @@ def write_names(file, pieces):
     """Write a vocabulary as CSV into an open binary file, its names (Series of texts) in order of
     their ids; returns what `Encoder.set_fitted` is told of it: its table rows, bytes and hash."""
     digest, rows, size = hashlib.sha256(), 1, 0
-    for names in [pl.Series(dtype=pl.String), *pieces]:
+    for names in itertools.chain([pl.Series(dtype=pl.String)], pieces):
         table = pl.DataFrame({"id": np.arange(rows, rows + len(names)), "name": names})
         text = table.write_csv(include_header=size == 0).encode()
         digest.update(text)
@@ -390,7 +393,7 @@ class Encoder:
     def save(self, folder):
         """Write a folder: settings as JSON, each vocabulary as CSV; an older one is replaced."""
         self._require_fit()
-        folder, names = Path(folder).resolve(), {}
+        folder = Path(folder).resolve()
         if folder.exists() and any(folder.iterdir()) and not (folder / SETTINGS).exists():
             raise ValueError(f"{folder} holds what save did not write; name another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -398,15 +401,20 @@ class Encoder:
             new, old = Path(work, "new"), Path(work, "old")
             for name in self.tables:
                 with files.replacing(new / self.file_of(name)) as path, open(path, "wb") as file:
-                    names[name] = write_names(file, [self.names(name)])
-            # Pairs, since JSON's dicts would make texts of columns whose names are numbers.
-            content = {"options": {option: getattr(self, option) for option in OPTIONS}}
-            content |= {"kinds": [*self.kinds.items()], "names": [*names.items()]}
-            files.write_json(new / SETTINGS, VERSION, content | {"scales": self.scales})
+                    self._abouts[name] = write_names(file, [self.names(name)])
+            self.write_settings(new)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
         files.flush(folder.parent)
+
+    def write_settings(self, folder):
+        """Write the settings alone, into a folder where the vocabularies lie."""
+        # Pairs, since JSON's dicts would make texts of columns whose names are numbers.
+        content = {"options": {option: getattr(self, option) for option in OPTIONS}}
+        content |= {"kinds": [*self.kinds.items()], "scales": self.scales}
+        names = [[name, self.about(name)] for name in self.tables]
+        files.write_json(Path(folder, SETTINGS), VERSION, content | {"names": names})
 
     @classmethod
     def load(cls, folder):

@@ -84,13 +84,17 @@ class Source(NamedTuple):
     def pieces(self, columns):
         """All rows in order, at least one `Piece`; of the kinds that `columns` want."""
         row = self.first_row
+        for frame in self._frames():
+            raw = Piece(frame, columns, self.place, row)
+            made = {name: _normal(raw, int(name), self.typed) for name in frame.columns}
+            yield raw._replace(frame=pl.DataFrame(made))
+            row += len(frame)
+
+    def _frames(self):
         with files.damage_named(self.place):
             frames = iter(self.read())
-            for frame in itertools.chain([next(frames, self.empty)], frames):
-                raw = Piece(frame, columns, self.place, row)
-                made = {name: _normal(raw, int(name), self.typed) for name in frame.columns}
-                yield raw._replace(frame=pl.DataFrame(made))
-                row += len(frame)
+            yield next(frames, self.empty)
+            yield from frames
 
 
 def agreed(columns, tables):
@@ -238,7 +242,7 @@ def _normal(piece, k, typed):
     except (pl.exceptions.PolarsError, OverflowError) as error:
         found = f"{piece.place}, column {column.name!r}: it holds numbers beyond 64 bits, or"
         raise FormatError(f"{found} times finer than a microsecond ({error})") from error
-    if not typed:
+    if not typed and series.dtype == pl.String:
         series = _read(piece, k, series)
     kind, found = "number" if column.measure else column.kind, _kind(series.dtype)
     if kind and found not in (None, kind) and not (column.measure and found == "boolean"):

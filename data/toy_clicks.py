@@ -20,15 +20,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlrm_utils import (
+from data.criteo import (
     CATEGORIES,
     CRITEO_KAGGLE_TABLE_SIZES,
     INTEGERS,
-    MISSING,
     NUM_DENSE,
     NUM_TABLES,
-    progress,
 )
+from data.files import MISSING, progress
 
 BASE_RATE = 0.256  # of clicks, as in Criteo's file
 EFFECTS = 1024  # the effects and vectors of a column; ranks share them, modulo this
