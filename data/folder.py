@@ -1,0 +1,465 @@
+"""A table larger than memory becomes a folder of arrays, in three stages; a stopped run goes on.
+
+Stage 1 reads each file once, in parts: numbers as they are, names as places in a small dictionary
+of the part. Stage 2 merges a table's dictionaries: it costs what the names cost, not the rows.
+Stage 3 turns places into ids and writes the arrays, row by row.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from data import encoder as names_of
+from data.files import (
+    MISSING,
+    FormatError,
+    flush,
+    hash_of,
+    in_order,
+    progress,
+    read_json,
+    replacing,
+    waiting_lock,
+    write_json,
+)  # fmt: skip
+from data.tables import Piece
+
+VERSION = "data.folder 5"
+STAGE_VERSION = "data.folder stages 1"  # stages of another form are not gone on from
+LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
+MERGE_MEMORY = 256 << 20  # bytes of a table's dictionaries that are merged in memory
+ENGINE_MEMORY = "500MB"  # what DuckDB may hold of more than that; the rest goes to the disk
+ENGINE_THREADS = min(os.cpu_count() or 1, 8)  # each needs its share of that memory
+WHOLE_HASH = 64 << 20  # a larger file is hashed in pieces
+BY_NAME = {"on": "name", "how": "left", "nulls_equal": True, "maintain_order": "left"}
+
+
+# ---- Fingerprints --------------------------------------------------------------------------------
+
+
+def file_fingerprint(path):
+    """A hash of a file up to `WHOLE_HASH` bytes. Of a larger one: size, time of change and 256
+    pieces, so that an edit which keeps the size, sets the time back and misses the pieces is not
+    noticed."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    starts, length = [0], size
+    if size > WHOLE_HASH:
+        digest.update(str(path.stat().st_mtime_ns).encode())
+        starts, length = [(size - 4096) * k // 255 for k in range(256)], 4096
+    with open(path, "rb") as file:
+        for start in starts:
+            file.seek(start)
+            digest.update(file.read(length))
+    return f"{size} bytes {digest.hexdigest()[:16]}"
+
+
+def rows_fingerprint(source, columns):
+    """A hash of a table's rows and their order, found by reading it once."""
+    rows, found = 0, 0
+    for piece in source.pieces(columns):
+        row = pl.int_range(piece.row, piece.row + pl.len()).alias("row")
+        found ^= piece.frame.select(pl.struct(pl.all(), row).hash().bitwise_xor()).item()
+        rows += len(piece.frame)
+    return f"{rows} rows {found:016x}"
+
+
+# ---- The whole job -------------------------------------------------------------------------------
+
+
+def make(sources, columns, folder, encoder, show=True):
+    """Make a folder of `data.tables.Source`s unless it is there; a dict of what it was asked for.
+
+    An encoder that is not fitted yet is fitted on the training rows: of one source the first six
+    sevenths, of several all but the last. columns: its own, with kinds that all sources agree on.
+    """
+    folder = _place(folder)
+    prints = [
+        file_fingerprint(source.place)
+        if isinstance(source.place, Path)
+        else rows_fingerprint(source, columns)
+        for source in sources
+    ]
+    asked = {"files": prints} | _options(encoder)
+    work = folder.with_name(f"{folder.name}.making")
+    if work.exists() or not _in_use(folder):
+        with _alone(work, folder):
+            if not _in_use(folder):  # another process may just have made it
+                stages = work / STAGES / hash_of([VERSION, STAGE_VERSION, asked])
+                _run(sources, columns, folder, stages, encoder, asked, show)
+    return asked
+
+
+def _options(encoder):
+    """What an encoder is, as JSON: its fingerprint, or what it is to be fitted with."""
+    if encoder.scales is not None:
+        return {"encoder": encoder.fingerprint()}
+    options = {name: getattr(encoder, name) for name in names_of.OPTIONS}
+    options["kinds"] = [list(pair) for pair in encoder.kinds.items()]
+    return {name: option for name, option in options.items() if option not in (None, [])}
+
+
+def _place(folder):
+    """Where a folder really lies; FormatError where none can be put, before any work."""
+    folder = Path(os.path.realpath(folder))
+    if folder.is_mount() or Path.cwd().is_relative_to(folder):
+        raise FormatError(f"{folder} is a disk, or holds this run; name a new folder in it")
+    return folder
+
+
+def _in_use(path):
+    return path.is_file() or (path.exists() and any(path.iterdir()))
+
+
+@contextlib.contextmanager
+def _alone(work, folder):
+    """Hold the lock in `work`; afterwards our stages go, unless they are worth going on from."""
+    with contextlib.ExitStack() as held:
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # who held it has just removed it all
+                if work.is_file() or (work.exists() and _foreign(work)):
+                    raise FormatError(f"{work} is in the way; move it, or name another folder")
+                work.mkdir(parents=True, exist_ok=True)
+                held.enter_context(waiting_lock(work / LOCK, f"it makes {folder}"))
+                break
+        try:
+            yield
+        except FormatError:  # what was read of these rows is of no use
+            _tidy(work)
+            raise
+        except (OSError, pl.exceptions.PolarsError, duckdb.Error) as error:
+            # Only the first has a number; DuckDB stops before nothing is left.
+            if re.search("No space left on device|max_temp_directory_size", str(error)):
+                full = f"the disk is full; make room, run this again: {work} is kept ({error})"
+                raise OSError(errno.ENOSPC, full) from error
+            raise
+        _tidy(work)
+
+
+def _foreign(work):
+    return {path.name for path in work.iterdir()} - {LOCK, STAGES}
+
+
+def _tidy(work):
+    """Remove what we made; the lock goes last, since it shows whose the rest is."""
+    shutil.rmtree(work / STAGES, ignore_errors=True)
+    (work / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else put a file there
+        work.rmdir()
+
+
+def _run(sources, columns, folder, stages, encoder, asked, show):
+    """Do what the stages lack, and put the whole folder at its place."""
+    by_source = []
+    for k, source in enumerate(sources):
+        done = stages / "parts" / f"{k:06}"
+        if not done.exists():
+            bar = {"desc": f"reading {k + 1} of {len(sources)}", "disable": not show}
+            _store(encoder, progress(source.pieces(columns), **bar), done)
+        by_source.append([Part(path) for path in sorted(done.iterdir())])
+    rows = [sum(part.rows for part in parts) for parts in by_source]
+    for source, count in zip(sources, rows):
+        if count < (7 if len(sources) == 1 else 1):
+            needs = "one table needs 7, each of several one"
+            raise FormatError(f"{source.place} has {count} rows; {needs}")
+    train_rows = bounds(rows[0], 7)[6] if len(sources) == 1 else sum(rows[:-1])
+    parts, data = [part for parts in by_source for part in parts], stages / "data"
+    names = {}
+    for name in progress(encoder.tables, desc="numbering names", disable=not show):
+        names[name] = _number(stages, parts, len(names), name, encoder, train_rows)
+    arrays = _write_arrays(stages, parts, encoder, show)
+    if encoder.scales is None:
+        training = _blocks(data / "dense.npy", train_rows, len(encoder.dense))
+        scales = names_of.scale(training) if encoder.dense else []
+        kinds = {column.name: column.kind for column in columns if not column.measure}
+        encoder.set_fitted(kinds, scales, names, data / "encoder")
+        encoder.write_settings(data / "encoder")
+        _check_scaled(sources, columns, by_source, encoder)
+    else:
+        encoder.save(data / "encoder")
+    about = {"source": asked, "rows": sum(rows), "train_rows": train_rows, "arrays": arrays}
+    write_json(data / "source.json", VERSION, about)
+    for path in [*data.rglob("*"), data]:
+        flush(path)
+    if folder.exists():
+        folder.rmdir()  # an empty one
+    os.rename(data, folder)
+    flush(folder.parent)
+
+
+def _blocks(path, rows, columns):
+    """What gives the numbers of some rows and columns, a block at a time, as `scale` wants them."""
+
+    def blocks():
+        dense = np.load(path, mmap_mode="r")[:rows, :columns]
+        for start in range(0, rows, names_of.BLOCK):
+            yield as_floats(dense[start : start + names_of.BLOCK])
+
+    return blocks
+
+
+def _check_scaled(sources, columns, by_source, encoder):
+    """FormatError, with file and row, for a number that leaves float32 once it is scaled."""
+    for source, parts in zip(sources, by_source):
+        row = source.first_row
+        for part in parts if encoder.dense else ():
+            numbers = as_floats(part.numbers(encoder))
+            encoder.scaled(numbers, Piece(None, columns, source.place, row))
+            row += part.rows
+
+
+def as_floats(numbers):
+    """Numbers as the arrays hold them, as float64; a missing one is NaN."""
+    if numbers.dtype == np.float64:
+        return numbers
+    return np.where(numbers == MISSING, np.nan, numbers.astype(np.float64))
+
+
+def bounds(rows, blocks):
+    """Bounds of equal blocks of rows, the first rows % blocks of them one row longer."""
+    size, longer = divmod(rows, blocks)
+    return [b * size + min(b, longer) for b in range(blocks + 1)]
+
+
+def opened(folder):
+    """(what `source.json` says, {name: memory map}) of a whole folder, or ValueError."""
+    about, arrays = read_json(folder / "source.json", VERSION), {}
+    for name, (dtype, shape) in about["arrays"].items():
+        arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+        found = [arrays[name].dtype.str, list(arrays[name].shape)]
+        if found != [dtype, shape]:
+            raise ValueError(f"{name}.npy holds {found}, not {[dtype, shape]}")
+    return about, arrays
+
+
+# ---- Stage 1: rows to parts ----------------------------------------------------------------------
+
+
+class Part:
+    """A file of stage 1: lists by name, which can be read alone."""
+
+    def __init__(self, path):
+        self.path = path
+        [about] = self.read("about")
+        # Rows; are all numbers whole? Of each table, the names and the values, of bags laid flat.
+        self.rows, self.whole, *sizes = about.to_list()
+        self.sizes, self.values = sizes[::2], sizes[1::2]
+
+    def read(self, *names):
+        """Some of its lists, a Series each."""
+        with open(self.path, "rb") as file:  # a path would be taken as a pattern
+            frame = pl.read_ipc(file, columns=list(names))
+        return [frame[name][0] for name in names]
+
+    def numbers(self, encoder):
+        """Its rows' numbers as they are kept, (rows, numbers)."""
+        return self.read("numbers")[0].to_numpy().reshape(self.rows, len(encoder.numeric))
+
+    def dictionary(self, k, train_rows):
+        """Table k's names as texts, and how often each occurs in the first `train_rows` rows."""
+        names, counts = self.read(f"names {k}", f"counts {k}")
+        if train_rows < self.rows:
+            places, lengths = self.read(f"places {k}", f"lengths {k}")
+            stop = lengths[:train_rows].sum() if len(lengths) else train_rows
+            counts = _counts(places[:stop].to_numpy(), len(names))
+        return pl.DataFrame({"name": names_of.name_texts(names), "count": counts})
+
+
+def _store(encoder, pieces, done):
+    """Stage 1: a file for each piece of a source, in the folder `done`."""
+    unfinished = done.parent.with_name("unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for k, lists in enumerate(in_order(lambda piece: _lists(encoder, piece), pieces, threads=2)):
+        row = pl.DataFrame([values.alias(name).implode() for name, values in lists.items()])
+        row.write_ipc(unfinished / f"{k:09}", compression="lz4")
+        flush(unfinished / f"{k:09}")
+    flush(unfinished)
+    done.parent.mkdir(exist_ok=True)
+    os.rename(unfinished, done)
+    flush(done.parent)
+
+
+def _lists(encoder, piece):
+    """What stage 1 keeps of a piece: labels, numbers row by row, and of each table its places,
+    its names by first sight, how often each occurs, and the lengths of bags."""
+    numbers, labels = encoder.numbers(piece), encoder.labels(piece)
+    if encoder.scales is not None:
+        encoder.scaled(numbers, piece)  # so that a number too large is found here, by its row
+    missing = np.isnan(numbers)
+    whole = bool((missing | ((numbers == np.rint(numbers)) & (np.abs(numbers) < 2**31))).all())
+    if whole:
+        numbers = np.where(missing, MISSING, numbers).astype(np.int32)
+    about, lists = [len(piece.frame), whole], {"numbers": pl.Series(numbers.ravel())}
+    if labels is not None:
+        lists["labels"] = pl.Series(labels.astype(np.uint8))
+    for k, name in enumerate(encoder.tables):
+        values, lengths = encoder.bags(piece, name)
+        places, names = names_of.distinct_of(values)
+        places = places.astype(np.min_scalar_type(max(len(names) - 1, 0)))
+        lists |= {f"places {k}": pl.Series(places), f"names {k}": names}
+        lists[f"counts {k}"] = _counts(places, len(names))
+        lists[f"lengths {k}"] = pl.Series([] if lengths is None else lengths, dtype=pl.Int64)
+        about += [len(names), len(values)]
+    return lists | {"about": pl.Series(about, dtype=pl.Int64)}
+
+
+def _counts(places, size):
+    return pl.Series(np.bincount(places, minlength=size).astype(np.uint32))
+
+
+# ---- Stage 2: one numbering of each table --------------------------------------------------------
+
+
+def _number(stages, parts, k, name, encoder, train_rows):
+    """The ids of table k's dictionaries, one after the other, and what is said of its vocabulary.
+
+    Of a fitted encoder that is nothing: it has its own.
+    """
+    done, about = stages / "ids" / f"{k}.json", {}
+    if done.exists():
+        return read_json(done, STAGE_VERSION)
+    if encoder.scales is not None:
+        encode = encoder.vocabulary(name).encode
+        found = [encode(part.read(f"names {k}")[0]) for part in parts]
+        ids = np.concatenate(found).astype(np.int32)
+    else:
+
+        def dictionaries():
+            left = train_rows
+            for part in parts:
+                yield part.dictionary(k, max(left, 0))
+                left -= part.rows
+
+        limits = encoder.min_count, encoder.max_table_rows
+        kept, ids = merged(dictionaries, stages / "spilled", *limits)
+        path = stages / "data" / "encoder" / encoder.file_of(name)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            about = names_of.write_names(file, kept)
+    _save(stages / "ids" / f"{k}.npy", ids)
+    write_json(done, STAGE_VERSION, about)
+    return about
+
+
+def merged(dictionaries, spilled, min_count=1, max_table_rows=None):
+    """Number the names of dictionaries: (Series of the kept ones, by id; the ids of all entries).
+
+    dictionaries: a function that gives DataFrames of `name` and `count`, in the order of the rows;
+    their entries, one after the other, get their name's id, or 0. More than `MERGE_MEMORY` bytes
+    of them are merged by DuckDB, in the folder `spilled`.
+    """
+    if sum(frame.estimated_size() + 32 * len(frame) for frame in dictionaries()) > MERGE_MEMORY:
+        return _merged_on_disk(dictionaries(), spilled, min_count, max_table_rows)
+    entries = list(dictionaries())
+    kept = names_of.numbered(names_of.merged(entries), min_count, max_table_rows)
+    ids = kept.to_frame("name").with_row_index("id", offset=1)
+    found = pl.concat(entries).select("name").join(ids, **BY_NAME)["id"]
+    return [kept], found.fill_null(0).to_numpy().astype(np.int32)
+
+
+MERGE = """CREATE TABLE known AS
+SELECT name, sum(count) AS count, min(entry) AS first FROM entries GROUP BY name"""
+NUMBER = """CREATE TABLE kept AS
+SELECT name FROM known WHERE count >= $least ORDER BY count DESC, first LIMIT $most"""
+LOOK_UP = """SELECT entry, kept.rowid + 1 AS id
+FROM entries JOIN kept ON entries.name IS NOT DISTINCT FROM kept.name"""
+
+
+def _merged_on_disk(dictionaries, spilled, min_count, max_table_rows):
+    """`merged` by an engine that spills what memory cannot hold; the same names, the same ids."""
+    shutil.rmtree(spilled, ignore_errors=True)  # of a run that was stopped
+    spilled.mkdir(parents=True)
+    size, paths = 0, []
+    for frame in dictionaries:
+        paths.append(spilled / f"{len(paths):09}")
+        entries = pl.int_range(size, size + len(frame)).alias("entry")
+        frame.with_columns(entries).write_parquet(paths[-1], compression_level=1)
+        size += len(frame)
+    ids, options = np.zeros(size, np.int32), {"temp_directory": str(spilled / "engine")}
+    options |= {"memory_limit": ENGINE_MEMORY, "threads": ENGINE_THREADS}
+    with duckdb.connect(config=options) as engine:
+        engine.read_parquet([glob.escape(str(path)) for path in paths]).create_view("entries")
+        engine.execute(MERGE)
+        most = 2**31 if max_table_rows is None else max_table_rows - 1  # id 0 has a row
+        engine.execute(NUMBER, {"least": min_count, "most": most})
+        engine.table("kept").write_parquet(str(spilled / "kept"))
+        found = engine.execute(LOOK_UP)
+        while len(chunk := found.fetch_df_chunk(64)):
+            ids[chunk["entry"]] = chunk["id"]
+    kept = pl.scan_parquet(spilled / "kept", glob=False)
+    return (frame["name"] for frame in kept.collect_batches(chunk_size=1 << 20)), ids
+
+
+# ---- Stage 3: arrays -----------------------------------------------------------------------------
+
+
+def _write_arrays(stages, parts, encoder, show):
+    """Labels, numbers, ids and bags, row by row; returns the type and shape of each array."""
+    rows, whole = sum(part.rows for part in parts), all(part.whole for part in parts)
+    tables, singles = range(len(encoder.tables)), len(encoder.categorical)
+    arrays = {
+        "dense": ["<i4" if whole else "<f8", [rows, len(encoder.numeric)]],
+        "sparse": ["<i4", [rows, singles]],
+    }
+    if encoder.label is not None:
+        arrays["labels"] = ["|u1", [rows]]
+    for k in tables[singles:]:
+        arrays[f"ids-{k}"] = ["<i4", [sum(part.values[k] for part in parts)]]
+        arrays[f"offsets-{k}"] = ["<i8", [rows + 1]]  # the last one closes
+    ids = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in tables]
+    starts = np.cumsum([[0] * len(tables), *(part.sizes for part in parts)], axis=0).tolist()
+    ends = {name: 0 for name in arrays if name.startswith("offsets")}
+
+    def made(start, part):
+        numbers = part.numbers(encoder)
+        columns = {"dense": numbers if whole else as_floats(numbers)}
+        if encoder.label is not None:
+            [columns["labels"]] = part.read("labels")
+        own = [column[s : s + size] for column, s, size in zip(ids, start, part.sizes)]
+        placed = part.read(*(f"places {k}" for k in tables)) if tables else []
+        found = [names[places.to_numpy()] for names, places in zip(own, placed)]
+        columns["sparse"] = np.array(found[:singles], np.int32).T
+        for k in tables[singles:]:
+            columns[f"ids-{k}"] = found[k]
+            [columns[f"offsets-{k}"]] = part.read(f"lengths {k}")
+        return columns
+
+    with contextlib.ExitStack() as stack:
+        write = {
+            name: stack.enter_context(_writing(stages / "data" / f"{name}.npy", *about))
+            for name, about in arrays.items()
+        }
+        for name in ends:
+            write[name]([0])
+        bar = progress(zip(starts, parts), total=len(parts), desc="writing", disable=not show)
+        for columns in in_order(lambda pair: made(*pair), bar, threads=2):
+            for name in ends:
+                columns[name] = ends[name] + columns[name].to_numpy().cumsum()
+                ends[name] = int(columns[name][-1])
+            for name, values in columns.items():
+                write[name](values)
+    return arrays
+
+
+@contextlib.contextmanager
+def _writing(path, dtype, shape):
+    """Gives a function that writes the next rows of a .npy file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"descr": dtype, "fortran_order": False, "shape": tuple(shape)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda values: file.write(np.ascontiguousarray(values, dtype).data)
+
+
+def _save(path, ids):
+    with _writing(path, "<i4", [len(ids)]) as write:
+        write(ids)
+    flush(path)
