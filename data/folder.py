@@ -36,7 +36,8 @@ from data.tables import Piece
 VERSION = "data.folder 5"
 STAGE_VERSION = "data.folder stages 1"  # stages of another form are not gone on from
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
-MERGE_MEMORY = 256 << 20  # bytes of a table's dictionaries that are merged in memory
+MERGE_MEMORY = 256 << 20  # bytes of dictionaries that are merged in memory
+ENTRY = 40  # bytes of an entry, besides its name, while it is merged
 ENGINE_MEMORY = "500MB"  # what DuckDB may hold of more than that; the rest goes to the disk
 ENGINE_THREADS = min(os.cpu_count() or 1, 8)  # each needs its share of that memory
 WHOLE_HASH = 64 << 20  # a larger file is hashed in pieces
@@ -172,9 +173,7 @@ def _run(sources, columns, folder, stages, encoder, asked, show):
             raise FormatError(f"{source.place} has {count} rows; {needs}")
     train_rows = bounds(rows[0], 7)[6] if len(sources) == 1 else sum(rows[:-1])
     parts, data = [part for parts in by_source for part in parts], stages / "data"
-    names = {}
-    for name in progress(encoder.tables, desc="numbering names", disable=not show):
-        names[name] = _number(stages, parts, len(names), name, encoder, train_rows)
+    names = _number(stages, parts, encoder, train_rows, show)
     arrays = _write_arrays(stages, parts, encoder, show)
     if encoder.scales is None:
         training = _blocks(data / "dense.npy", train_rows, len(encoder.dense))
@@ -249,9 +248,9 @@ class Part:
     def __init__(self, path):
         self.path = path
         [about] = self.read("about")
-        # Rows; are all numbers whole? Of each table, the names and the values, of bags laid flat.
+        # Rows; are all numbers whole? Of each table: names, their bytes, and values of all rows.
         self.rows, self.whole, *sizes = about.to_list()
-        self.sizes, self.values = sizes[::2], sizes[1::2]
+        self.sizes, self.bytes, self.values = sizes[::3], sizes[1::3], sizes[2::3]
 
     def read(self, *names):
         """Some of its lists, a Series each."""
@@ -263,14 +262,18 @@ class Part:
         """Its rows' numbers as they are kept, (rows, numbers)."""
         return self.read("numbers")[0].to_numpy().reshape(self.rows, len(encoder.numeric))
 
-    def dictionary(self, k, train_rows):
-        """Table k's names as texts, and how often each occurs in the first `train_rows` rows."""
-        names, counts = self.read(f"names {k}", f"counts {k}")
-        if train_rows < self.rows:
-            places, lengths = self.read(f"places {k}", f"lengths {k}")
-            stop = lengths[:train_rows].sum() if len(lengths) else train_rows
-            counts = _counts(places[:stop].to_numpy(), len(names))
-        return pl.DataFrame({"name": names_of.name_texts(names), "count": counts})
+    def dictionaries(self, tables, train_rows):
+        """Of each of some tables: its names as texts, and how often each occurs in the first
+        `train_rows` rows."""
+        found = []
+        lists = self.read(*(f"{what} {k}" for k in tables for what in ("names", "counts")))
+        for k, names, counts in zip(tables, lists[::2], lists[1::2]):
+            if train_rows < self.rows:
+                places, lengths = self.read(f"places {k}", f"lengths {k}")
+                stop = lengths[:train_rows].sum() if len(lengths) else train_rows
+                counts = _counts(places[:stop].to_numpy(), len(names))
+            found.append(pl.DataFrame({"name": names_of.name_texts(names), "count": counts}))
+        return found
 
 
 def _store(encoder, pieces, done):
@@ -278,10 +281,15 @@ def _store(encoder, pieces, done):
     unfinished = done.parent.with_name("unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    for k, lists in enumerate(in_order(lambda piece: _lists(encoder, piece), pieces, threads=2)):
-        row = pl.DataFrame([values.alias(name).implode() for name, values in lists.items()])
-        row.write_ipc(unfinished / f"{k:09}", compression="lz4")
+
+    def store(numbered_piece):
+        k, piece = numbered_piece
+        lists = [values.alias(name).implode() for name, values in _lists(encoder, piece).items()]
+        pl.DataFrame(lists).write_ipc(unfinished / f"{k:09}", compression="lz4")
         flush(unfinished / f"{k:09}")
+
+    for _ in in_order(store, enumerate(pieces), threads=2):
+        pass
     flush(unfinished)
     done.parent.mkdir(exist_ok=True)
     os.rename(unfinished, done)
@@ -308,7 +316,7 @@ def _lists(encoder, piece):
         lists |= {f"places {k}": pl.Series(places), f"names {k}": names}
         lists[f"counts {k}"] = _counts(places, len(names))
         lists[f"lengths {k}"] = pl.Series([] if lengths is None else lengths, dtype=pl.Int64)
-        about += [len(names), len(values)]
+        about += [len(names), names.estimated_size() + ENTRY * len(names), len(values)]
     return lists | {"about": pl.Series(about, dtype=pl.Int64)}
 
 
@@ -319,50 +327,76 @@ def _counts(places, size):
 # ---- Stage 2: one numbering of each table --------------------------------------------------------
 
 
-def _number(stages, parts, k, name, encoder, train_rows):
-    """The ids of table k's dictionaries, one after the other, and what is said of its vocabulary.
+def _number(stages, parts, encoder, train_rows, show):
+    """Number each table's names: of its dictionaries' entries, one after the other, the ids; of
+    its vocabulary what `write_names` says. A fitted encoder has its own.
 
-    Of a fitted encoder that is nothing: it has its own.
+    As many tables as `MERGE_MEMORY` allows are read together; a larger one goes to the disk.
     """
-    done, about = stages / "ids" / f"{k}.json", {}
-    if done.exists():
-        return read_json(done, STAGE_VERSION)
-    if encoder.scales is not None:
-        encode = encoder.vocabulary(name).encode
-        found = [encode(part.read(f"names {k}")[0]) for part in parts]
-        ids = np.concatenate(found).astype(np.int32)
-    else:
-
-        def dictionaries():
-            left = train_rows
-            for part in parts:
-                yield part.dictionary(k, max(left, 0))
-                left -= part.rows
-
-        limits = encoder.min_count, encoder.max_table_rows
-        kept, ids = merged(dictionaries, stages / "spilled", *limits)
-        path = stages / "data" / "encoder" / encoder.file_of(name)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            about = names_of.write_names(file, kept)
-    _save(stages / "ids" / f"{k}.npy", ids)
-    write_json(done, STAGE_VERSION, about)
-    return about
+    done = {name: stages / "ids" / f"{k}.json" for k, name in enumerate(encoder.tables)}
+    todo = [k for k, path in enumerate(done.values()) if not path.exists()]
+    numbered = _encoded(parts, todo, encoder)
+    if encoder.scales is None:
+        numbered = _vocabularies(stages, parts, todo, encoder, train_rows)
+    bar = {"total": len(todo), "desc": "numbering names", "disable": not show}
+    for k, (ids, about) in zip(todo, progress(numbered, **bar)):
+        with _writing(stages / "ids" / f"{k}.npy", "<i4", [len(ids)]) as write:
+            write(ids)
+        flush(stages / "ids" / f"{k}.npy")
+        write_json(done[encoder.tables[k]], STAGE_VERSION, about)
+    return {name: read_json(path, STAGE_VERSION) for name, path in done.items()}
 
 
-def merged(dictionaries, spilled, min_count=1, max_table_rows=None):
+def _encoded(parts, tables, encoder):
+    """By a fitted encoder: of each table the ids of its dictionaries' entries."""
+    for k in tables:
+        encode = encoder.vocabulary(encoder.tables[k]).encode
+        yield np.concatenate([encode(part.read(f"names {k}")[0]) for part in parts]), {}
+
+
+def _vocabularies(stages, parts, tables, encoder, train_rows):
+    """Write the vocabulary of each table; the ids of its dictionaries' entries, and what it is."""
+    sizes = np.sum([part.bytes for part in parts], axis=0)
+    groups, left = [], 0
+    for k in tables:
+        left -= sizes[k]
+        if left < 0:
+            groups.append([])
+            left = MERGE_MEMORY - sizes[k]
+        groups[-1].append(k)
+    for group in groups:
+        read = _dictionaries(parts, group, train_rows)
+        of_table = zip(*read) if len(group) > 1 else [(one for [one] in read)]
+        for k, dictionaries in zip(group, of_table):
+            limits = encoder.min_count, encoder.max_table_rows
+            kept, ids = merged(dictionaries, sizes[k], stages / "spilled", *limits)
+            path = stages / "data" / "encoder" / encoder.file_of(encoder.tables[k])
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                about = names_of.write_names(file, kept)
+            yield ids, about
+
+
+def _dictionaries(parts, tables, train_rows):
+    """Part by part, a dictionary for each of some tables; of its names the training rows count."""
+    for part in parts:
+        yield part.dictionaries(tables, max(train_rows, 0))
+        train_rows -= part.rows
+
+
+def merged(dictionaries, size, spilled, min_count=1, max_table_rows=None):
     """Number the names of dictionaries: (Series of the kept ones, by id; the ids of all entries).
 
-    dictionaries: a function that gives DataFrames of `name` and `count`, in the order of the rows;
-    their entries, one after the other, get their name's id, or 0. More than `MERGE_MEMORY` bytes
-    of them are merged by DuckDB, in the folder `spilled`.
+    dictionaries: DataFrames of `name` and `count`, in the order of the rows; their entries, one
+    after the other, get their name's id, or 0. size: their bytes; where these are more than
+    `MERGE_MEMORY`, DuckDB merges them in the folder `spilled`.
     """
-    if sum(frame.estimated_size() + 32 * len(frame) for frame in dictionaries()) > MERGE_MEMORY:
-        return _merged_on_disk(dictionaries(), spilled, min_count, max_table_rows)
-    entries = list(dictionaries())
+    if size > MERGE_MEMORY:
+        return _merged_on_disk(dictionaries, spilled, min_count, max_table_rows)
+    entries = list(dictionaries)
     kept = names_of.numbered(names_of.merged(entries), min_count, max_table_rows)
     ids = kept.to_frame("name").with_row_index("id", offset=1)
     found = pl.concat(entries).select("name").join(ids, **BY_NAME)["id"]
-    return [kept], found.fill_null(0).to_numpy().astype(np.int32)
+    return [kept], found.fill_null(0).to_numpy()
 
 
 MERGE = """CREATE TABLE known AS
@@ -457,9 +491,3 @@ def _writing(path, dtype, shape):
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         yield lambda values: file.write(np.ascontiguousarray(values, dtype).data)
-
-
-def _save(path, ids):
-    with _writing(path, "<i4", [len(ids)]) as write:
-        write(ids)
-    flush(path)
