@@ -172,7 +172,8 @@ def one_id_each(dense, ids, labels=None):
     matrix = torch.from_numpy(np.array(ids, dtype=np.int64).reshape(len(ids), len(dense)))
     if matrix.numel() and matrix.min() < 0:  # looked at once for all tables: it is cheap
         t = int(matrix.min(dim=1).values.argmin())
-        raise ValueError(f"table {t} has the id {ids[t].min()}; ids are 0 to 2**63 - 1")
+        wrong = ids[t][int(matrix[t].argmin())]
+        raise ValueError(f"table {t} has the id {wrong}; ids are 0 to 2**63 - 1")
     starts = torch.arange(len(dense))
     return Batch._make((dense, list(matrix), [starts] * len(ids), labels))
 
@@ -387,7 +388,7 @@ class CriteoData:
         self.path = Path(path)
         about, arrays = folder.opened(self.path)
         self.source, self.rows = about["source"], about["rows"]
-        self.encoder = FrameEncoder.load(self.path)
+        self.encoder = FrameEncoder.load(self.path / "encoder")
         self.table_sizes, self.encode = self.encoder.table_sizes, self.encoder.encode
         self.labels, self.dense, self.sparse = map(arrays.get, ("labels", "dense", "sparse"))
         bags = range(len(self.encoder.categorical), len(self.encoder.tables))
@@ -411,7 +412,7 @@ class CriteoData:
     def batch(self, rows):
         """A `Batch` of rows (a range, a slice, numbers, a mask) ready for the model."""
         rows = row_numbers(rows, len(self))
-        numbers = self.encoder.scaled(folder.plain_numbers(self.dense[rows]))
+        numbers = self.encoder.scaled(self.dense[rows])
         ids, lengths = list(self.sparse[rows].T.astype(np.int64)), [None] * self.sparse.shape[1]
         for values, offsets in self.bags:
             starts = offsets[rows]
