@@ -25,6 +25,7 @@ PIECE_ROWS = 1 << 17  # rows of a parquet or a frame that are handled together
 DTYPES = {"text": pl.String, "number": pl.Float64, "boolean": pl.Boolean, "time": pl.Datetime("us")}
 KINDS = list(DTYPES)
 INTEGERS = {pl.Int64: range(-(2**63), 2**63), pl.UInt64: range(2**64)}
+NO_KIND = "not a text, number, boolean or time"
 LISTS = (list, tuple, np.ndarray, pd.Series, pl.Series)
 
 
@@ -140,7 +141,7 @@ def sources(rows, columns, any_capitals=False):
         if isinstance(rows, pl.DataFrame)
         else [rows.iloc[:, p] for p in range(rows.shape[1])]
     )
-    frame = pl.DataFrame({str(k): _series(kept[p], columns[k].name) for k, p in places.items()})
+    frame = pl.DataFrame({str(k): _series(kept[p], columns[k]) for k, p in places.items()})
     read = functools.partial(frame.iter_slices, PIECE_ROWS)
     return [_checked(Source("the frame", frame.clear(), read, first_row=0), columns)]
 
@@ -176,7 +177,7 @@ def _checked(source, columns):
         column, listed = columns[int(name)], isinstance(dtype, pl.List | pl.Array)
         found = None
         if _kind(dtype) == "other":
-            found = f"{dtype}, not text, number, boolean or time"
+            found = f"{dtype}, {NO_KIND}"
         elif dtype != pl.Null and listed != column.bag:
             found = "lists" if listed else "single values, not lists"
         if found:
@@ -217,7 +218,11 @@ def _dict(rows, columns):
 
 
 def _objects(values):
-    return pd.Series(values, dtype=object)
+    """A NumPy array of Python's objects, lists among them."""
+    objects = np.empty(len(values), dtype=object)
+    for k, value in enumerate(values):
+        objects[k] = value
+    return objects
 
 
 # ---- Normal form ---------------------------------------------------------------------------------
@@ -324,47 +329,64 @@ def _instant(text):
 # ---- Values of Python, NumPy and pandas ----------------------------------------------------------
 
 
-def _series(values, name):
+def _series(values, column):
     """A Series of pandas or polars as one of polars; FormatError for a value of another kind."""
     if isinstance(values, pl.Series):
         objects = values.dtype == pl.Object
-        return _of_values(values.to_list(), range(len(values)), name) if objects else values
+        return _of_values(values.to_list(), range(len(values)), column) if objects else values
     if isinstance(values.dtype, pd.DatetimeTZDtype):
         values = values.dt.tz_convert("UTC").dt.tz_localize(None)
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biufM":
         array = values.to_numpy()
         return pl.Series(array.astype("M8[ms]") if array.dtype == "M8[s]" else array)
-    listed = values.to_numpy(object, na_value=None) if values.dtype == "string" else values
-    return _of_values(listed.tolist(), range(len(listed)), name)
+    if isinstance(values.dtype, pd.StringDtype):
+        return pl.Series(values.to_numpy(object, na_value=None).tolist(), dtype=pl.String)
+    return _of_values(values.tolist(), range(len(values)), column)
 
 
-def _of_values(values, rows, name):
-    """A Series of any values, which stand in `rows`; FormatError for one that is of no kind."""
-    types = set(map(type, values))
-    for python, dtype in ((str, pl.String), (float, pl.Float64), (bool, pl.Boolean)):
-        if types <= {python, type(None)} and python in types:
-            return pl.Series(values, dtype=dtype)  # fast
+def _of_values(values, rows, column):
+    """A Series of any values, which stand in `rows`; FormatError for one of another kind.
+
+    That is the kind that is wanted, or else the first one's.
+    """
+    types = set(map(type, values)) - {type(None)}
+    dtype = {(str,): pl.String, (float,): pl.Float64}.get(tuple(types))
+    if dtype and not column.bag:
+        return pl.Series(values, dtype=dtype)  # fast
     kinds, plain = zip(*map(_plain, values)) if values else ((), ())
-    several = sorted({*kinds} - {None})
+    if column.measure:
+        kinds = ["number" if kind == "boolean" else kind for kind in kinds]
+    wanted = "list" if column.bag else "number" if column.measure else column.kind
+    wanted = wanted or next(filter(None, kinds), None)
+    what = f"not a {wanted}" if column.bag or wanted in DTYPES else NO_KIND
     for row, kind, value in zip(rows, kinds, values):
-        if kind not in (None, "list", *DTYPES) or kind not in (None, *several[:1]):
-            what = "not a text, number, boolean or time as all of a column are"
-            raise refused("the frame", row, name, value, f"{what}: it has {', '.join(several)}")
-    if several == ["list"]:
+        if kind is not None and (kind != wanted or what == NO_KIND):
+            raise refused("the frame", row, column.name, value, what)
+    if wanted == "number":
+        return _numbers(plain, rows, column)
+    if column.bag:
         lengths = [len(bag or ()) for bag in plain]
         flat = [value for bag in plain for value in bag or ()]
-        return _bags(_of_values(flat, np.repeat(rows, lengths), name), np.array(lengths, int))
-    dtype = DTYPES[several[0]] if several else pl.Null
-    if several == ["number"]:
-        numbers = [value for value in plain if value is not None]
-        whole = all(isinstance(value, int) for value in numbers)
-        held = [d for d, range in INTEGERS.items() if whole and all(v in range for v in numbers)]
-        dtype = held[0] if held else dtype
-        for row, value in zip(rows, () if held else plain):
-            if isinstance(value, int) and (abs(value) >= 2**64 or float(value) != value):
-                what = "beyond 64 bits, or too long among numbers with fractions"
-                raise refused("the frame", row, name, value, what)
-    return pl.Series(plain, dtype=dtype, strict=False)
+        inner = _of_values(flat, np.repeat(rows, lengths), column._replace(bag=False))
+        return _bags(inner, np.array(lengths, int))
+    return pl.Series(plain, dtype=DTYPES.get(wanted, pl.Null))
+
+
+def _numbers(values, rows, column):
+    """Integers as Int64 or UInt64, and all else as Float64, which may not round an integer."""
+    found = [value for value in values if value is not None]
+    if all(isinstance(value, int) for value in found):
+        for dtype, held in INTEGERS.items():
+            if all(value in held for value in found):
+                return pl.Series(values, dtype=dtype)
+    most = 2**1023 if column.measure else 2**64
+    for row, value in zip(rows, values):
+        if isinstance(value, int) and (
+            abs(value) >= most or (float(value) != value and not column.measure)
+        ):
+            what = "beyond 64 bits, or too long among numbers with fractions"
+            raise refused("the frame", row, column.name, value, what)
+    return pl.Series([v if v is None else float(v) for v in values], dtype=pl.Float64)
 
 
 def _plain(value):
@@ -387,7 +409,7 @@ def _plain(value):
         fine = getattr(value, "nanosecond", 0)
         kind, value = "time finer than a microsecond" if fine else "time", _utc(value)
     else:
-        kind = type(value).__name__
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
     return (None, None) if missing else (kind, value)
 
 
