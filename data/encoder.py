@@ -222,6 +222,7 @@ class Encoder:
                 known = f"kinds has one of {tables.KINDS} for some of {self.tables}"
                 raise ValueError(f"{known}, not {kind!r} for {name!r}")
         self.kinds, self.scales = dict(kinds), None  # by column; fit fixes them
+        self._given_kinds = self.kinds
         self._first = int(self.label is not None)
         self._texts, self._abouts, self._vocabularies, self._folder = {}, {}, {}, None
 
@@ -244,7 +245,8 @@ class Encoder:
 
     def fit(self, rows):
         """Learn scales, kinds and names from the training rows alone. Returns self."""
-        columns = self.columns()
+        given = self._given_kinds.get
+        columns = [c if c.measure else c._replace(kind=given(c.name)) for c in self.columns()]
         sources = tables.sources(rows, columns)
         columns = tables.agreed(columns, sources)
         numbers, counts = [], {name: [] for name in self.tables}
