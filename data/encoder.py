@@ -212,7 +212,9 @@ class Encoder:
         self.categorical, self.multi_hot = _names(categorical), _names(multi_hot)
         self.label = None if label is None else _names([label])[0]
         self.min_count = _limit("min_count", min_count)
-        self.max_table_rows = max_table_rows and _limit("max_table_rows", max_table_rows)
+        self.max_table_rows = (
+            None if max_table_rows is None else _limit("max_table_rows", max_table_rows)
+        )
         self.numeric, self.tables = self.dense + self.counts, self.categorical + self.multi_hot
         for names in (self.numeric, self.tables):
             if len({*names, self.label}) <= len(names):
