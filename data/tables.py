@@ -213,7 +213,7 @@ def _dict(rows, columns):
     bags = {column.name for column in columns if column.bag}
     single = [isinstance(value, LISTS) for name, value in rows.items() if name not in bags]
     inner = [bag for name in rows.keys() & bags for bag in rows[name] or ()]
-    many = any(single) if single else all(isinstance(bag, LISTS | None) for bag in inner)
+    many = any(single) if single else all(isinstance(bag, (*LISTS, type(None))) for bag in inner)
     return pd.DataFrame({n: _objects(list(v) if many else [v]) for n, v in rows.items()})
 
 
