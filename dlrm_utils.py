@@ -347,6 +347,9 @@ def preprocess_criteo(
     columns = encoder.columns()
     found = criteo_sources(raw_data_file, columns)
     columns = tables.agreed(columns, found)
+    for source in found if len(found) > 1 else ():
+        if not criteo.is_table(source.place):
+            criteo.check_end(source.place)  # before hours of work on the others
     return _preprocess(found, columns, processed_folder, encoder, progress)
 
 

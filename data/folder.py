@@ -38,8 +38,9 @@ STAGE_VERSION = "data.folder stages 1"  # stages of another form are not gone on
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
 MERGE_MEMORY = 256 << 20  # bytes of dictionaries that are merged in memory
 ENTRY = 40  # bytes of an entry, besides its name, while it is merged
-ENGINE_MEMORY = "500MB"  # what DuckDB may hold of more than that; the rest goes to the disk
-ENGINE_THREADS = min(os.cpu_count() or 1, 8)  # each needs its share of that memory
+# DuckDB merges more than that; what its memory cannot hold, of which each thread needs a share,
+# goes to the disk.
+ENGINE = {"memory_limit": "500MB", "threads": min(os.cpu_count() or 1, 8)}
 WHOLE_HASH = 64 << 20  # a larger file is hashed in pieces
 BY_NAME = {"on": "name", "how": "left", "nulls_equal": True, "maintain_order": "left"}
 
@@ -68,7 +69,7 @@ def rows_fingerprint(source, columns):
     rows, found = 0, 0
     for piece in source.pieces(columns):
         row = pl.int_range(piece.row, piece.row + pl.len()).alias("row")
-        found ^= piece.frame.select(pl.struct(pl.all(), row).hash().bitwise_xor()).item()
+        found ^= piece.frame.select(pl.struct(pl.all(), row).hash().bitwise_xor()).item() or 0
         rows += len(piece.frame)
     return f"{rows} rows {found:016x}"
 
@@ -417,9 +418,8 @@ def _merged_on_disk(dictionaries, spilled, min_count, max_table_rows):
         entries = pl.int_range(size, size + len(frame)).alias("entry")
         frame.with_columns(entries).write_parquet(paths[-1], compression_level=1)
         size += len(frame)
-    ids, options = np.zeros(size, np.int32), {"temp_directory": str(spilled / "engine")}
-    options |= {"memory_limit": ENGINE_MEMORY, "threads": ENGINE_THREADS}
-    with duckdb.connect(config=options) as engine:
+    ids = np.zeros(size, np.int32)
+    with duckdb.connect(config=ENGINE | {"temp_directory": str(spilled / "engine")}) as engine:
         engine.read_parquet([glob.escape(str(path)) for path in paths]).create_view("entries")
         engine.execute(MERGE)
         most = 2**31 if max_table_rows is None else max_table_rows - 1  # id 0 has a row
