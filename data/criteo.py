@@ -160,31 +160,27 @@ def pieces(file, name):
 # ---- Tables with Criteo's columns ----------------------------------------------------------------
 
 
+HEX, NUMBER = "^[0-9a-fA-F]{8}$", "^(?:0|-?[1-9][0-9]*)$"
+
+
 def tidy(table_pieces):
     """Pieces of a table, its categories in small letters; a half one is refused by its row.
 
-    A column's categories are 8 hex digits, as in Criteo's text, or whole numbers, as some copies
-    have them; the first piece that tells which binds the others.
+    They are 8 hex digits, as in Criteo's text, or whole numbers, as some copies have them: the
+    first column that tells binds the others.
     """
-    whole = {}  # place of a column: are its texts whole numbers?
+    wanted = None
     for piece in table_pieces:
         made = {}
         for k, column in enumerate(piece.columns):
-            if column.name not in CATEGORIES:
-                continue
-            names = piece.frame[str(k)]
-            if names.dtype == pl.Float64:
+            names = piece.frame[str(k)] if column.name in CATEGORIES else None
+            if names is not None and names.dtype == pl.Float64:
                 piece.refuse(k, names != names.floor(), "not a whole number")
-            elif names.dtype == pl.String:
-                made[str(k)] = names.str.to_lowercase()
-                hexadecimal = names.str.contains("^[0-9a-fA-F]{8}$")
-                number = names.str.contains("^(?:0|-?[1-9][0-9]*)$")
-                if hexadecimal.all() != number.all():
-                    whole.setdefault(k, number.all())
-                elif not number.all():
-                    whole.setdefault(k, False)
-                if k in whole:
-                    right, wanted = (number, "number") if whole[k] else (hexadecimal, "hex")
-                    what = {"number": "not a whole number", "hex": f"not {WANTED['C']}"}[wanted]
-                    piece.refuse(k, ~right, what)
+            if names is None or names.dtype != pl.String:
+                continue
+            if wanted is None and names.str.contains(HEX).all() != names.str.contains(NUMBER).all():
+                wanted = NUMBER if names.str.contains(NUMBER).all() else HEX
+            what = "a whole number" if wanted == NUMBER else WANTED["C"]
+            piece.refuse(k, ~names.str.contains(wanted or HEX), f"not {what}")
+            made[str(k)] = names.str.to_lowercase()
         yield piece._replace(frame=piece.frame.with_columns(**made))
