@@ -1,14 +1,12 @@
 """Models that outlive their notebook: its classes, saved folders, and the command that scores.
 
-    python dlrm_models.py predict MODEL IN OUT
-
-`load_notebook` reads what DLRM.ipynb defines, `save_model` and `load_model` keep a trained model
-together with the encoder that turns raw rows into its input.
+python dlrm_models.py predict MODEL IN OUT
 """
 
 import argparse
 import ast
 import builtins
+import collections
 import contextlib
 import io
 import json
@@ -20,67 +18,62 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from data.files import file_hash, flush, progress, read_json, replacing, waiting_lock, write_json
-from dlrm_utils import Batch, FrameEncoder, lengths_to_offsets
+from dlrm_utils import Batch, FrameEncoder
 
 # ---- The notebook's own definitions --------------------------------------------------------------
 
 IMPORTS = (ast.Import, ast.ImportFrom)
 DEFINITIONS = (*IMPORTS, ast.FunctionDef, ast.ClassDef)
+Statement = collections.namedtuple("Statement", ["tree", "example", "defined", "used"])
 
 
 class Definitions(types.SimpleNamespace):
     """What a notebook defines; of a name that was left out it says why."""
 
-    __slots__ = ("left_out",)
+    __slots__ = ["left_out"]
+
+    def __init__(self, namespace, left_out):
+        super().__init__(**namespace)
+        self.left_out = left_out
 
     def __getattr__(self, name):
         raise AttributeError(self.left_out.get(name, f"the notebook defines no {name!r}"))
-
-
-class Statement(NamedTuple):
-    """One statement of a notebook, with the names that it defines and uses."""
-
-    tree: ast.stmt
-    example: bool
-    defined: frozenset
-    used: frozenset  # at once, when it runs
-    later: frozenset  # within the bodies of functions, when those are called
 
 
 def load_notebook(path="DLRM.ipynb", names=None):
     """A namespace of the notebook's imports, functions, classes, plain constants in capitals
     (`SIZE = 3`), and of the cells tagged `example`.
 
-    path: a relative one starts at this file. names: only these, and what they need, which spares
+    path: a relative one starts at this file. names: only these and what they need, which spares
     the other imports. Nothing else of the notebook runs. Left out are what an absent package would
     define, and functions that use a variable of the notebook: AttributeError says which.
     """
     path = Path(__file__).resolve().parent / path
-    statements = list(_statements(path))
-    if names is not None:
-        statements = _needed(statements, set(names))
-    namespace, absent = {"__name__": path.name}, set()
-    for statement in statements:
-        definition = statement.example or isinstance(statement.tree, DEFINITIONS)
-        if not (definition or _is_constant(statement, namespace.keys())):
+    torch.sparse.check_sparse_tensor_invariants.disable()  # or PyTorch warns of sparse gradients
+    namespace, left_out, uses = {"__name__": path.name}, {}, {}
+    for tree, example, defined, used in _needed(list(_statements(path)), names):
+        if not (example or isinstance(tree, DEFINITIONS) or _is_constant(tree, used, namespace)):
             continue
-        code = compile(ast.Module([statement.tree], []), path.name, "exec")
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                exec(code, namespace)
+                exec(compile(ast.Module([tree], []), path.name, "exec"), namespace)
+            uses |= dict.fromkeys(defined, used)
         except (ModuleNotFoundError, NameError) as error:
-            if error.name not in absent and not isinstance(statement.tree, IMPORTS):
+            if error.name not in left_out and not isinstance(tree, IMPORTS):
                 raise
-            absent |= statement.defined
-    left_out = _without_what_cannot_run(namespace, statements)
-    found = Definitions(**namespace)
-    found.left_out = left_out
-    return found
+            left_out |= dict.fromkeys(defined, str(error))
+    size = -1
+    while size != len(namespace):  # what uses what cannot run cannot run
+        size = len(namespace)
+        for name in uses.keys() & namespace.keys():
+            if lacking := uses[name] - namespace.keys() - vars(builtins).keys():
+                left_out[name] = f"{name} cannot run here: it uses the notebook's {min(lacking)!r}"
+                del namespace[name]
+    return Definitions(namespace, left_out)
 
 
 def _statements(path):
@@ -94,57 +87,38 @@ def _statements(path):
 
 
 def _names_in(tree):
-    """(defined, used, later) of a statement, by Python's own rules for whose a name is."""
-    table = symtable.symtable(ast.unparse(tree), "", "exec")
-    defined = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    used = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
-    return frozenset(defined), frozenset(used), frozenset(_globals_within(table))
-
-
-def _globals_within(table):
-    for inner in table.get_children():
-        yield from (s.get_name() for s in inner.get_symbols() if s.is_global())
-        yield from _globals_within(inner)
+    """The names that a statement defines, and the global ones in it, by Python's own rules."""
+    scopes, used = [symtable.symtable(ast.unparse(tree), "", "exec")], set()
+    symbols = scopes[0].get_symbols()
+    defined = {name.get_name() for name in symbols if name.is_assigned() or name.is_imported()}
+    for scope in scopes:  # the list grows: bodies of classes, of functions, and those within
+        used |= {name.get_name() for name in scope.get_symbols() if name.is_global()}
+        scopes += scope.get_children()
+    return defined, used - defined
 
 
 def _needed(statements, names):
-    """Those statements, in their order, that define the names or what these need in turn."""
-    size = -1
-    while size != len(names):
+    """Those statements, in their order, that define the names or what these need; None: all."""
+    names, size = None if names is None else set(names), -1
+    while names is not None and size != len(names):
         size = len(names)
-        for statement in statements:
-            if statement.defined & names:
-                names |= statement.used | statement.later
-    return [statement for statement in statements if statement.defined & names]
+        names = names.union(*(each.used for each in statements if each.defined & names))
+    return [each for each in statements if names is None or each.defined & names]
 
 
-def _is_constant(statement, known):
+def _is_constant(tree, used, known):
     """Is it NAME = something of literals and known names, all in capitals and none called?"""
-    capitals = all(map(str.isupper, statement.defined | statement.used))
-    calls = any(isinstance(node, ast.Call) for node in ast.walk(statement.tree))
-    plain = isinstance(statement.tree, ast.Assign) and not calls
-    return plain and bool(statement.defined) and capitals and statement.used <= known
-
-
-def _without_what_cannot_run(namespace, statements):
-    """Take functions and classes with an absent global out of a namespace; {name: why}."""
-    later = {name: statement.later for statement in statements for name in statement.defined}
-    known, left_out, size = set(vars(builtins)), {}, -1
-    while size != len(namespace):
-        size = len(namespace)
-        for name in later.keys() & namespace.keys():
-            if lacking := sorted(later[name] - namespace.keys() - known):
-                left_out[name] = f"{name} cannot run here: it uses the notebook's {lacking[0]!r}"
-                del namespace[name]
-    return left_out
+    nodes = list(ast.walk(tree))
+    capitals = all(node.id.isupper() for node in nodes if isinstance(node, ast.Name))
+    plain = isinstance(tree, ast.Assign) and ast.Call not in map(type, nodes)
+    return plain and capitals and used <= known.keys()
 
 
 # ---- Saved models --------------------------------------------------------------------------------
 
-# settings.json names the folder of the other parts: replacing this one file replaces all at once.
+# settings.json names the folder of all other parts: to replace this one file replaces the model.
 MODEL_VERSION = "dlrm_models.save_model 3"
-PARTS = "parts-"
-OTHERS = {"settings.json", ".lock", "weights.pt", "encoder"}  # the last two are of version 2
+OURS = re.compile(r"settings\.json|parts-.*|\.settings\.json\..*|weights\.pt|encoder")
 
 
 def save_model(folder, model_settings, model, encoder):
@@ -157,13 +131,10 @@ def save_model(folder, model_settings, model, encoder):
     setting is absent, or if the folder holds anything else. It needs memory for a second model.
     """
     folder, encoder = Path(folder), getattr(encoder, "encoder", encoder)
-    new = not folder.exists()
-    for path in () if new else folder.iterdir():
-        if not (path.name in OTHERS or path.name.startswith((PARTS, ".settings.json."))):
-            raise ValueError(f"{path} is not of save_model; name another folder for the model")
+    _parts_in(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder / ".lock", f"it saves a model in {folder}"):
-        parts = folder / f"{PARTS}{secrets.token_hex(4)}"
+        older, parts = _parts_in(folder), folder / f"parts-{secrets.token_hex(4)}"
         try:
             parts.mkdir()
             encoder.save(parts / "encoder")
@@ -171,47 +142,38 @@ def save_model(folder, model_settings, model, encoder):
             settings = {"model": model_settings | {"class": type(model).__name__}}
             settings |= {"parts": parts.name, "encoder": encoder.fingerprint()}
             settings |= {"weights": file_hash(parts / "weights.pt")}
-            _check_scores(model, *_opened(folder, settings))
+            _check_scores(model, *_opened(parts, settings))
             for path in [*parts.rglob("*"), parts]:
                 flush(path)
             write_json(folder / "settings.json", MODEL_VERSION, settings)
         except BaseException:
-            shutil.rmtree(parts if not new else folder, ignore_errors=True)
+            shutil.rmtree(parts if older else folder, ignore_errors=True)
             raise
-        _remove_all_but(folder, parts)
+        for path in older:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _remove_all_but(folder, parts):
-    """Remove what older versions and killed processes left."""
-    for path in folder.iterdir():
-        if path.is_dir() and path != parts:
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in (parts.name, "settings.json", ".lock"):
-            path.unlink(missing_ok=True)
+def _parts_in(folder):
+    """What savers have left in a folder but for its settings; ValueError if there is more."""
+    found = [path for path in folder.glob("*") if path.name != ".lock"]
+    for path in found:
+        if not OURS.fullmatch(path.name):
+            raise ValueError(f"{path} is not of save_model; name another folder for the model")
+    return [path for path in found if path.name != "settings.json"]
 
 
 def _check_scores(model, again, encoder):
-    """ValueError if a model and its reopened copy differ on random rows."""
-    device = next(model.parameters()).device
-    draw, lengths = torch.Generator().manual_seed(0), []
-    for name in encoder.tables:
-        most = 4 if name in encoder.multi_hot else 2
-        lengths.append(torch.randint(most == 2, most, (64,), generator=draw))
-    ids = [
-        torch.randint(size, (int(counts.sum()),), generator=draw)
-        for size, counts in zip(encoder.table_sizes, lengths, strict=True)
-    ]
+    """ValueError if a model and its reopened copy differ on random rows, of two ids a bag."""
+    draw, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     dense = 3 * torch.randn(64, len(encoder.numeric), generator=draw)
-    batch = Batch(dense, ids, [lengths_to_offsets(counts) for counts in lengths]).to(device)
+    ids = [torch.randint(size, (128,), generator=draw) for size in encoder.table_sizes]
+    batch = Batch(dense, ids, [torch.arange(0, 128, 2)] * len(ids)).to(device)
     training = model.training
     with torch.inference_mode():
         logits = [each.eval()(*batch[:3]) for each in (model, again.to(device))]
     model.train(training)
     if not torch.allclose(*logits, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ValueError(
-            "these settings make another model: a few rows' logits differ by up to "
-            f"{(logits[0] - logits[1]).abs().max():.2g}; name all that the model was made with"
-        )
+        raise ValueError("these settings make another model, with other logits: is one left out?")
 
 
 def load_model(folder):
@@ -223,42 +185,36 @@ def load_model(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    settings = None
-    while True:
+    settings, before = None, {}
+    while settings != before:  # else another process has just saved there
         before = settings
         try:
             settings = read_json(folder / "settings.json", MODEL_VERSION)
-            return _opened(folder, settings)
-        except FileNotFoundError as error:
-            if settings == before:  # else another process has just saved there
-                raise ValueError(f"{folder} is not a whole saved model: {error}") from error
+            return _opened(folder / settings["parts"], settings)
+        except (OSError, ValueError) as error:
+            problem = error
+    raise ValueError(f"{folder} is no whole saved model: {problem}") from problem
 
 
-def _opened(folder, settings):
-    """The model and the encoder of a folder with these settings."""
-    parts = folder / settings["parts"]
-    encoder = FrameEncoder.load(parts / "encoder")
+def _opened(parts, settings):
+    """The model and the encoder in a folder of parts, or an error."""
+    encoder, arguments = FrameEncoder.load(parts / "encoder"), dict(settings["model"])
     found = {"encoder": encoder.fingerprint(), "weights": file_hash(parts / "weights.pt")}
-    for name, fingerprint in found.items():
-        if settings[name] != fingerprint:
-            raise ValueError(f"the saved model in {folder} is cut, or its {name} is another's")
-    return _built(settings["model"], encoder.table_sizes, parts / "weights.pt").eval(), encoder
-
-
-def _built(settings, table_sizes, weights):
-    """The notebook's model of these settings with these weights, or ValueError."""
-    arguments = {name: value for name, value in settings.items() if name != "class"}
-    with torch.random.fork_rng(devices=[]):  # what is drawn does not move the caller's seed
-        kind = getattr(load_notebook(names=[settings["class"]]), settings["class"], None)
-        if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):  # call nothing else
-            raise ValueError(f"the notebook has no such model as {settings['class']!r}")
-        try:
-            model = kind(table_sizes, **arguments)
-            state = torch.load(weights, map_location="cpu", mmap=True, weights_only=True)
-            model.load_state_dict(state)
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(f"the notebook has no such model as {settings}: {error}") from error
-    return model
+    if any(settings[part] != fingerprint for part, fingerprint in found.items()):
+        raise ValueError("a part is cut, or of another model")
+    for table in encoder.tables:
+        encoder.names(table)  # now: the next saver takes these files away
+    name = arguments.pop("class")
+    kind = getattr(load_notebook(names=[name]), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):  # call nothing else
+        raise ValueError(f"the notebook has no such model as {name!r}")
+    try:
+        with torch.random.fork_rng(devices=[]):  # what is drawn does not move the caller's seed
+            model = kind(encoder.table_sizes, **arguments)
+        model.load_state_dict(torch.load(parts / "weights.pt", mmap=True, weights_only=True))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"the notebook has no such {name} as {arguments}: {error}") from error
+    return model.eval(), encoder
 
 
 # ---- Scoring a file ------------------------------------------------------------------------------
@@ -272,11 +228,12 @@ def predict_file(model_folder, rows, out):
     """
     rows, out, scored = Path(rows), Path(out).resolve(), 0
     rows.stat()  # FileNotFoundError before anything is opened
-    if out.exists() and (not out.is_file() or out.samefile(rows)):
+    in_the_way = out.exists() and (not out.is_file() or out.samefile(rows))
+    if in_the_way or Path(model_folder).resolve() in out.parents:
         raise ValueError(f"{out} is in the way; name another file for the probabilities")
     model, encoder = load_model(model_folder)
     with replacing(out) as temporary, open(temporary, "w", encoding="ascii") as file:
-        batches = encoder.batches(rows, label=False)
+        batches = encoder.batches(rows, label="unread")
         for batch in progress(batches, desc=f"scoring {rows.name}", unit="batch"):
             with torch.inference_mode():
                 probability = torch.sigmoid(model(*batch[:3])).tolist()
@@ -288,17 +245,16 @@ def predict_file(model_folder, rows, out):
 def main(arguments=None):
     """The command `predict`; an error is one line, and the exit code not 0."""
     parser = argparse.ArgumentParser(description="Score a file of rows with a saved model")
-    command = parser.add_subparsers(dest="command", required=True).add_parser("predict")
-    command.add_argument("model", metavar="MODEL", help="a folder that save_model wrote")
-    command.add_argument("rows", metavar="IN", help="raw lines, .csv or .parquet")
-    command.add_argument("out", metavar="OUT", help="gets one probability a row")
+    parser.add_argument("command", choices=["predict"])
+    parser.add_argument("model", metavar="MODEL", help="a folder that save_model wrote")
+    parser.add_argument("rows", metavar="IN", help="raw lines, .csv or .parquet")
+    parser.add_argument("out", metavar="OUT", help="gets one probability a row")
     given, start = parser.parse_args(arguments), time.perf_counter()
     try:
         rows = predict_file(given.model, given.rows, given.out)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_models.py predict: {error}")
-    seconds = time.perf_counter() - start
-    print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
+    print(f"{rows:,} rows in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":
