@@ -359,6 +359,9 @@ def _preprocess(sources, columns, processed_folder, encoder, show):
     if data.source != asked:
         made = f"{processed_folder} was made from {data.source}"
         raise ValueError(f"{made}, not {asked}; name another folder")
+    fitted = data.encoder
+    names = {name: fitted.about(name) for name in fitted.tables}
+    encoder.set_fitted(fitted.kinds, fitted.scales, names, data.path / "encoder")
     return data
 
 
@@ -394,8 +397,8 @@ class CriteoData:
         self.encoder = FrameEncoder.load(self.path / "encoder")
         self.table_sizes, self.encode = self.encoder.table_sizes, self.encoder.encode
         self.labels, self.dense, self.sparse = map(arrays.get, ("labels", "dense", "sparse"))
-        bags = range(len(self.encoder.categorical), len(self.encoder.tables))
-        self.bags = [(arrays[f"ids-{k}"], arrays[f"offsets-{k}"]) for k in bags]
+        bags = map(self.encoder.place, self.encoder.multi_hot)
+        self.bags = [(arrays[f"bags-{k}"], arrays[f"offsets-{k}"]) for k in bags]
         self.block_offsets = [*folder.bounds(about["train_rows"], 6), self.rows]
         first, last = self.block_offsets[6:]
         middle = (first + last + 1) // 2

@@ -6,6 +6,7 @@ Stage 3 turns places into ids and writes the arrays, row by row.
 """
 
 import contextlib
+import copy
 import errno
 import glob
 import hashlib
@@ -174,6 +175,7 @@ def _run(sources, columns, folder, stages, encoder, asked, show):
             raise FormatError(f"{source.place} has {count} rows; {needs}")
     train_rows = bounds(rows[0], 7)[6] if len(sources) == 1 else sum(rows[:-1])
     parts, data = [part for parts in by_source for part in parts], stages / "data"
+    encoder = copy.copy(encoder)  # a fit that fails changes nothing
     names = _number(stages, parts, encoder, train_rows, show)
     arrays = _write_arrays(stages, parts, encoder, show)
     if encoder.scales is None:
@@ -445,9 +447,10 @@ def _write_arrays(stages, parts, encoder, show):
     }
     if encoder.label is not None:
         arrays["labels"] = ["|u1", [rows]]
-    for k in tables[singles:]:
-        arrays[f"ids-{k}"] = ["<i4", [sum(part.values[k] for part in parts)]]
-        arrays[f"offsets-{k}"] = ["<i8", [rows + 1]]  # the last one closes
+    places = {k: encoder.place(encoder.tables[k]) for k in tables[singles:]}
+    for k, place in places.items():
+        arrays[f"bags-{place}"] = ["<i4", [sum(part.values[k] for part in parts)]]
+        arrays[f"offsets-{place}"] = ["<i8", [rows + 1]]  # the last one closes
     ids = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in tables]
     starts = np.cumsum([[0] * len(tables), *(part.sizes for part in parts)], axis=0).tolist()
     ends = {name: 0 for name in arrays if name.startswith("offsets")}
@@ -461,9 +464,9 @@ def _write_arrays(stages, parts, encoder, show):
         placed = part.read(*(f"places {k}" for k in tables)) if tables else []
         found = [names[places.to_numpy()] for names, places in zip(own, placed)]
         columns["sparse"] = np.array(found[:singles], np.int32).T
-        for k in tables[singles:]:
-            columns[f"ids-{k}"] = found[k]
-            [columns[f"offsets-{k}"]] = part.read(f"lengths {k}")
+        for k, place in places.items():
+            columns[f"bags-{place}"] = found[k]
+            [columns[f"offsets-{place}"]] = part.read(f"lengths {k}")
         return columns
 
     with contextlib.ExitStack() as stack:
