@@ -89,11 +89,9 @@ def _plain(values):
 def distinct_of(series):
     """(codes, distinct): the distinct values by first sight, and the place of each value there."""
     distinct = series.unique(maintain_order=True).alias("name")
-    known, joins = distinct.to_frame().with_row_index("place"), {"how": "left", "on": "name"}
-    placed = pl.DataFrame({"name": series}).join(
-        known, nulls_equal=True, maintain_order="left", **joins
-    )
-    return placed["place"].to_numpy(), distinct
+    known, given = distinct.to_frame().with_row_index("place"), pl.DataFrame({"name": series})
+    given = given.join(known, "name", how="left", nulls_equal=True, maintain_order="left")
+    return given["place"].to_numpy(), distinct
 
 
 def name_form(values):
@@ -136,8 +134,9 @@ def counted(names):
 
 def merged(counts):
     """What `counted` gave for pieces in order, as one."""
-    together = pl.concat(counts).group_by("name", maintain_order=True)
-    return together.agg(pl.col("count").sum())
+    if len(counts) == 1:
+        return counts[0]
+    return pl.concat(counts).group_by("name", maintain_order=True).agg(pl.col("count").sum())
 
 
 def numbered(counts, min_count, max_table_rows):
@@ -212,9 +211,7 @@ class Encoder:
         self.categorical, self.multi_hot = _names(categorical), _names(multi_hot)
         self.label = None if label is None else _names([label])[0]
         self.min_count = _limit("min_count", min_count)
-        self.max_table_rows = (
-            None if max_table_rows is None else _limit("max_table_rows", max_table_rows)
-        )
+        self.max_table_rows = _limit("max_table_rows", max_table_rows, none=True)
         self.numeric, self.tables = self.dense + self.counts, self.categorical + self.multi_hot
         for names in (self.numeric, self.tables):
             if len({*names, self.label}) <= len(names):
@@ -360,7 +357,7 @@ class Encoder:
         names = piece.frame[str(k)]
         if piece.columns[k].bag:
             lengths = names.list.len().fill_null(0).to_numpy().astype(np.int64)
-            names = names.drop_nulls().explode()
+            names = names.filter(lengths > 0).explode()
         if names.dtype == pl.Float64 and names.is_infinite().any():
             each = np.ones(len(names), int) if lengths is None else lengths
             rows = np.arange(len(each)).repeat(each)[names.is_infinite().arg_true()]
@@ -460,7 +457,9 @@ def _names(names):
     return [name if isinstance(name, str) else operator.index(name) for name in names]
 
 
-def _limit(name, value):
+def _limit(name, value, none=False):
+    if value is None and none:
+        return None
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be 1 or more")
     return int(value)

@@ -5,11 +5,13 @@ microseconds), or lists of these; a missing value and an empty text are null. A 
 its texts are read as the kind that is asked for.
 """
 
+import contextlib
 import csv
 import datetime
 import decimal
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +26,8 @@ from data.files import FormatError
 PIECE_ROWS = 1 << 17  # rows of a parquet or a frame that are handled together
 DTYPES = {"text": pl.String, "number": pl.Float64, "boolean": pl.Boolean, "time": pl.Datetime("us")}
 KINDS = list(DTYPES)
-INTEGERS = {pl.Int64: range(-(2**63), 2**63), pl.UInt64: range(2**64)}
 NO_KIND = "not a text, number, boolean or time"
+WRONG_LISTS = {True: "lists where one value is wanted", False: "no lists, which are wanted"}
 LISTS = (list, tuple, np.ndarray, pd.Series, pl.Series)
 
 
@@ -136,12 +138,8 @@ def sources(rows, columns, any_capitals=False):
         known = "a DataFrame, a LazyFrame, a dict, a list of dicts, or a path"
         raise FormatError(f"rows are {known}, not {type(rows).__name__}")
     places = _places(list(rows.columns), columns, "the frame", any_capitals)
-    kept = (
-        rows.get_columns()
-        if isinstance(rows, pl.DataFrame)
-        else [rows.iloc[:, p] for p in range(rows.shape[1])]
-    )
-    frame = pl.DataFrame({str(k): _series(kept[p], columns[k]) for k, p in places.items()})
+    at = rows.to_series if isinstance(rows, pl.DataFrame) else lambda p: rows.iloc[:, p]
+    frame = pl.DataFrame({str(k): _series(at(p), columns[k]) for k, p in places.items()})
     read = functools.partial(frame.iter_slices, PIECE_ROWS)
     return [_checked(Source("the frame", frame.clear(), read, first_row=0), columns)]
 
@@ -172,16 +170,12 @@ def _scanned(table, place, first_row, columns, any_capitals):
 
 
 def _checked(source, columns):
-    """The source, if each of its columns can be of some kind, or a list where one is wanted."""
+    """The source, if each of its columns is of some kind, and holds lists where they are wanted."""
     for name, dtype in source.empty.schema.items():
         column, listed = columns[int(name)], isinstance(dtype, pl.List | pl.Array)
-        found = None
-        if _kind(dtype) == "other":
-            found = f"{dtype}, {NO_KIND}"
-        elif dtype != pl.Null and listed != column.bag:
-            found = "lists" if listed else "single values, not lists"
-        if found:
-            raise FormatError(f"{source.place}, column {column.name!r}: it holds {found}")
+        if _kind(dtype) == "other" or (dtype != pl.Null and listed != column.bag):
+            found = f"it holds {dtype}, {NO_KIND if listed == column.bag else WRONG_LISTS[listed]}"
+            raise FormatError(f"{source.place}, column {column.name!r}: {found}")
     return source
 
 
@@ -264,7 +258,9 @@ def _form(series):
     if isinstance(dtype, pl.List | pl.Array):
         lists = series.cast(pl.List(dtype.inner))
         lengths = lists.list.len().fill_null(0)
-        return _bags(_form(lists.filter(lengths > 0).explode()), lengths.to_numpy())
+        flat = lists.filter(lengths > 0).explode()
+        form = _form(flat)
+        return lists if form.equals(flat, check_dtypes=True) else _bags(form, lengths.to_numpy())
     if _kind(dtype) == "text":
         texts = series.cast(pl.String)
         return texts.set(texts == "", None)
@@ -297,7 +293,7 @@ def _read(piece, k, texts):
         found = f"{piece.place}, column {column.name!r}"
         raise FormatError(f"{found}: a list needs a parquet or a frame, a CSV has none")
     if column.measure or column.kind == "number":
-        for dtype in INTEGERS:
+        for dtype in (pl.Int64, pl.UInt64):
             values = lower.cast(dtype, strict=False)
             if values.null_count() == texts.null_count():
                 return values
@@ -334,11 +330,8 @@ def _series(values, column):
     if isinstance(values, pl.Series):
         objects = values.dtype == pl.Object
         return _of_values(values.to_list(), range(len(values)), column) if objects else values
-    if isinstance(values.dtype, pd.DatetimeTZDtype):
-        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biufM":
-        array = values.to_numpy()
-        return pl.Series(array.astype("M8[ms]") if array.dtype == "M8[s]" else array)
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf":
+        return pl.Series(values.to_numpy())
     if isinstance(values.dtype, pd.StringDtype):
         return pl.Series(values.to_numpy(object, na_value=None).tolist(), dtype=pl.String)
     return _of_values(values.tolist(), range(len(values)), column)
@@ -349,76 +342,76 @@ def _of_values(values, rows, column):
 
     That is the kind that is wanted, or else the first one's.
     """
+    if column.bag:
+        listed = [isinstance(bag, LISTS) for bag in values]
+        for row, bag, is_list in zip(rows, values, listed):
+            if not is_list and _plain(bag)[0]:
+                raise refused("the frame", row, column.name, bag, "not a list")
+        bags = list(itertools.compress(values, listed))
+        lengths = np.zeros(len(values), int)
+        lengths[listed] = [*map(len, bags)]
+        flat = list(itertools.chain.from_iterable(bags))
+        return _bags(
+            _of_values(flat, np.repeat(rows, lengths), column._replace(bag=False)), lengths
+        )
     types = set(map(type, values)) - {type(None)}
-    dtype = {(str,): pl.String, (float,): pl.Float64}.get(tuple(types))
-    if dtype and not column.bag:
+    if dtype := {(str,): pl.String, (float,): pl.Float64}.get(tuple(types)):
         return pl.Series(values, dtype=dtype)  # fast
     kinds, plain = zip(*map(_plain, values)) if values else ((), ())
     if column.measure:
         kinds = ["number" if kind == "boolean" else kind for kind in kinds]
-    wanted = "list" if column.bag else "number" if column.measure else column.kind
-    wanted = wanted or next(filter(None, kinds), None)
-    what = f"not a {wanted}" if column.bag or wanted in DTYPES else NO_KIND
+    wanted = "number" if column.measure else column.kind or next(filter(None, kinds), None)
+    what = f"not a {wanted}" if wanted in DTYPES else NO_KIND
     for row, kind, value in zip(rows, kinds, values):
         if kind is not None and (kind != wanted or what == NO_KIND):
             raise refused("the frame", row, column.name, value, what)
     if wanted == "number":
         return _numbers(plain, rows, column)
-    if column.bag:
-        lengths = [len(bag or ()) for bag in plain]
-        flat = [value for bag in plain for value in bag or ()]
-        inner = _of_values(flat, np.repeat(rows, lengths), column._replace(bag=False))
-        return _bags(inner, np.array(lengths, int))
     return pl.Series(plain, dtype=DTYPES.get(wanted, pl.Null))
 
 
 def _numbers(values, rows, column):
-    """Integers as Int64 or UInt64, and all else as Float64, which may not round an integer."""
-    found = [value for value in values if value is not None]
-    if all(isinstance(value, int) for value in found):
-        for dtype, held in INTEGERS.items():
-            if all(value in held for value in found):
-                return pl.Series(values, dtype=dtype)
+    """Integers as Int64 or UInt64, all else as Float64, which may not round an integer name."""
+    for dtype in (pl.Int64, pl.UInt64):
+        with contextlib.suppress(TypeError, OverflowError):
+            return pl.Series(values, dtype=dtype)
     most = 2**1023 if column.measure else 2**64
     for row, value in zip(rows, values):
-        if isinstance(value, int) and (
-            abs(value) >= most or (float(value) != value and not column.measure)
-        ):
+        whole = isinstance(value, int)
+        if whole and (abs(value) >= most or not (column.measure or float(value) == value)):
             what = "beyond 64 bits, or too long among numbers with fractions"
             raise refused("the frame", row, column.name, value, what)
-    return pl.Series([v if v is None else float(v) for v in values], dtype=pl.Float64)
+    return pl.Series(
+        [None if value is None else float(value) for value in values], dtype=pl.Float64
+    )
+
+
+PLAIN = (
+    ((str,), "text", str),
+    ((bool, np.bool_), "boolean", bool),
+    ((int, np.integer), "number", int),
+    ((float, np.floating), "number", float),
+)
 
 
 def _plain(value):
     """(kind, value) of one value as Python has it; (None, None) if it is missing."""
+    if isinstance(value, decimal.Decimal):
+        whole = value.is_finite() and value % 1 == 0
+        value = math.nan if value.is_nan() else int(value) if whole else float(value)
     value = pd.Timestamp(value) if isinstance(value, np.datetime64) else value
-    missing = value is None or value is pd.NA or value is pd.NaT
-    if isinstance(value, float | np.floating | decimal.Decimal):
-        whole = isinstance(value, decimal.Decimal) and value.is_finite() and value % 1 == 0
-        missing = value.is_nan() if isinstance(value, decimal.Decimal) else value != value
-        kind, value = "number", missing or (int(value) if whole else float(value))
-    elif isinstance(value, LISTS):
-        kind, value = "list", list(value)
-    elif isinstance(value, str):
-        kind, value = "text", str(value)
-    elif isinstance(value, bool | np.bool_):
-        kind, value = "boolean", bool(value)
-    elif isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
-        kind, value = "number", int(value)
-    elif isinstance(value, datetime.date) and not missing:
-        fine = getattr(value, "nanosecond", 0)
-        kind, value = "time finer than a microsecond" if fine else "time", _utc(value)
-    else:
-        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
-    return (None, None) if missing else (kind, value)
-
-
-def _utc(value):
+    value = pd.Timedelta(value) if isinstance(value, np.timedelta64) else value
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None, None
+    for types, kind, python in PLAIN:
+        if isinstance(value, types):
+            return (None, None) if kind == "number" and value != value else (kind, python(value))
+    if not isinstance(value, datetime.date) or getattr(value, "nanosecond", 0):
+        return f"{type(value).__module__}.{type(value).__name__}", value
     if not isinstance(value, datetime.datetime):
-        return datetime.datetime.combine(value, datetime.time())
-    if isinstance(value, pd.Timestamp):
-        value = value.to_pydatetime(warn=False)
-    return value.astimezone(datetime.UTC).replace(tzinfo=None) if value.tzinfo else value
+        value = datetime.datetime.combine(value, datetime.time())
+    value = value.to_pydatetime() if isinstance(value, pd.Timestamp) else value
+    return "time", value.astimezone(datetime.UTC).replace(tzinfo=None) if value.tzinfo else value
 
 
 # ---- CSV -----------------------------------------------------------------------------------------
