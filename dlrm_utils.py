@@ -221,37 +221,34 @@ class FrameEncoder(Encoder):
     def pieces(self, rows, label="welcome"):
         """The `Arrays` of a piece of the rows at a time; label: as `columns` has it."""
         self._require_fit()
-        columns = self.columns(label)
-        if not (self.counts == INTEGERS and self.categorical == CATEGORIES):
+        columns, given = self.columns(label), [rows] if isinstance(rows, str | bytes) else rows
+        lines = isinstance(given, list | tuple) and all(isinstance(r, str | bytes) for r in given)
+        if not (self.numeric == INTEGERS and self.categorical == self.tables == CATEGORIES):
+            if lines and given and any("\t" in str(line) for line in given):
+                raise ValueError("raw lines have Criteo's columns; give this encoder a frame")
             yield from super().pieces(rows, label)
-        elif isinstance(rows, str | bytes) or (
-            isinstance(rows, list | tuple) and all(isinstance(row, str | bytes) for row in rows)
-        ):
-            yield self._of_lines(rows)
+        elif lines:
+            yield self._of_lines(given, columns)
         else:
             for source in criteo_sources(rows, columns):
                 yield from map(self.encoded, source.pieces(columns))
 
-    def _of_lines(self, lines):
-        """`Arrays` of raw Criteo lines, texts or bytes, or one text of several."""
+    def _of_lines(self, lines, columns):
+        """`Arrays` of raw Criteo lines, or of texts of several lines."""
         if {*self.kinds.values()} - {"text", None}:
             raise ValueError("raw lines hold texts, but this encoder was fitted on other names")
-        whole = isinstance(lines, str | bytes)
-        lines = [line.decode("ascii", "replace") if isinstance(line, bytes) else line
-                 for line in ([lines] if whole else lines)]  # fmt: skip
-        lines = [line.removesuffix("\n") for line in lines]
-        lines = lines[0].split("\n") if whole else lines
+        lines = [x.decode("ascii", "replace") if isinstance(x, bytes) else x for x in lines]
+        lines = [line for text in lines for line in text.removesuffix("\n").split("\n")]
         labelled = not lines or lines[0].count("\t") != len(COLUMNS) - 2
         if len(lines) > 64:
             text = "".join(f"{line}\n" for line in lines).encode()
             frame = criteo.parsed(text, "lines", 1, labelled)
-            source = _text_source("lines", self.columns("welcome"), lambda: [frame], labelled)
-            return joined([self.encoded(piece) for piece in source.pieces(self.columns("welcome"))])
-        read = [criteo.read_line(line, f"lines, line {n}", labelled)
-                for n, line in enumerate(lines, 1)]  # fmt: skip
+            source = _text_source("lines", columns, lambda: [frame], labelled)
+            return joined([self.encoded(piece) for piece in source.pieces(columns)])
+        read = [criteo.read_line(x, f"lines, line {n}", labelled) for n, x in enumerate(lines, 1)]
         labels, numbers, names = zip(*read) if read else ((), (), [[]] * len(CATEGORIES))
         numbers = np.array(numbers, dtype=np.float64).reshape(len(lines), len(INTEGERS))
-        labels = np.array(labels, dtype=np.float32) if labelled else None
+        labels = np.array(labels, dtype=np.float32) if labelled and self.label else None
         return self.laid(numbers, zip(*names), [None] * len(CATEGORIES), labels)
 
 
@@ -274,13 +271,12 @@ def criteo_sources(rows, columns):
 
 
 def _text_source(place, columns, read, labelled):
-    """The source of frames that `data.criteo` read."""
-    places = {str(k): column.name for k, column in enumerate(columns) if labelled or k}
+    """The source of frames that `data.criteo` read, whatever the label is called."""
+    names = [c.name if c.name in COLUMNS or c.name is None else "label" for c in columns]
+    places = {str(k): name for k, name in enumerate(names) if name in COLUMNS[not labelled :]}
+    empty = pl.DataFrame(schema=dict.fromkeys(places, pl.String))
     return tables.Source(
-        place,
-        pl.DataFrame(schema=dict.fromkeys(places, pl.String)),
-        lambda: (frame.select(**places) for frame in read()),
-        typed=False,
+        place, empty, lambda: (frame.select(**places) for frame in read()), typed=False
     )
 
 

@@ -651,6 +651,24 @@ def test_a_bad_field_without_labels_has_its_own_column(lines):
     assert encoder.transform([]).dense.shape == (0, 13)
 
 
+@pytest.mark.parametrize("label", [None, "clicked"])
+@pytest.mark.parametrize("how", ["welcome", "unread"])
+def test_the_label_of_text_is_read_where_it_is_wanted(tmp_path, label, how):
+    lines = [criteo_line(k % 2) for k in range(100)]
+    path = text_file(tmp_path / "t.txt", "\n".join(lines))
+    unlabelled = text_file(tmp_path / "u.txt", "\n".join(x.split("\t", 1)[1] for x in lines))
+    encoder = FrameEncoder([], CATEGORIES, label=label, counts=INTEGERS)
+    names = dict.fromkeys(CATEGORIES, pl.Series(["0000ab19"]))
+    encoder.set_fitted(dict.fromkeys(CATEGORIES, "text"), [], names)
+    for rows in (path, unlabelled, lines, lines[:3]):
+        (batch,) = encoder.batches(rows, how)
+        assert batch.indices[25].tolist() == [1] * len(batch.dense)
+        wanted = label and how == "welcome" and rows != unlabelled
+        found = None if batch.labels is None else batch.labels.tolist()
+        if not isinstance(rows, list) or how == "welcome":
+            assert found == ([k % 2 for k in range(len(batch.dense))] if wanted else None)
+
+
 def test_the_rooms_need_no_torch_and_no_other_data_folder_disturbs(tmp_path):
     (tmp_path / "data").mkdir()
     text_file(tmp_path / "data/__init__.py", "raise ImportError('the other one')")
