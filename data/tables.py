@@ -235,9 +235,11 @@ def _kind(dtype):
 
 def _normal(piece, k, typed):
     """Column k of a piece in normal form, and of the kind that is wanted; or FormatError."""
-    column = piece.columns[k]
+    column, series = piece.columns[k], piece.frame[str(k)]
+    if column.measure and (series.dtype.is_integer() or series.dtype.is_float()):
+        return series.cast(pl.Float64).fill_nan(None)  # fast
     try:
-        series = _form(piece.frame[str(k)])
+        series = _form(series)
     except (pl.exceptions.PolarsError, OverflowError) as error:
         found = f"{piece.place}, column {column.name!r}: it holds numbers beyond 64 bits, or"
         raise FormatError(f"{found} times finer than a microsecond ({error})") from error
@@ -263,7 +265,8 @@ def _form(series):
         return lists if form.equals(flat, check_dtypes=True) else _bags(form, lengths.to_numpy())
     if _kind(dtype) == "text":
         texts = series.cast(pl.String)
-        return texts.set(texts == "", None)
+        empty = texts == ""
+        return texts.set(empty, None) if empty.any() else texts
     if dtype.is_float() or (dtype.is_decimal() and dtype.scale):
         return series.cast(pl.Float64).fill_nan(None)
     if dtype.is_numeric():
@@ -287,7 +290,10 @@ def _bags(flat, lengths):
 
 def _read(piece, k, texts):
     """A CSV's texts as the kind that is wanted; FormatError for the first that is not of it."""
-    column, lower = piece.columns[k], texts.str.strip_chars().str.to_lowercase()
+    column = piece.columns[k]
+    if column.kind == "text" and not column.bag:  # at once: of the rest a million rows take seconds
+        return texts
+    lower = texts.str.strip_chars().str.to_lowercase()
     truth = lower.replace_strict(["true", "false"], [True, False], default=None)
     if column.bag:
         found = f"{piece.place}, column {column.name!r}"
