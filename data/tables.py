@@ -156,7 +156,10 @@ def _places(names, columns, place, any_capitals=False):
             places[k] = at[0]
         elif at or not column.optional:
             what = "several columns" if at else "no column"
-            raise FormatError(f"{place} has {what} {column.name!r}; it has {names}")
+            found = f"{place} has {what} {column.name!r}; it has {names}"
+            known = {plain(other.name) for other in columns} & {*map(plain, names)}
+            hint = "" if known or place == "the frame" else ": its first line is no header"
+            raise FormatError(found + hint)
     return places
 
 
