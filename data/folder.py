@@ -20,25 +20,15 @@ import numpy as np
 import polars as pl
 
 from data import encoder as names_of
-from data.files import (
-    MISSING,
-    FormatError,
-    flush,
-    hash_of,
-    in_order,
-    progress,
-    read_json,
-    replacing,
-    waiting_lock,
-    write_json,
-)  # fmt: skip
+from data import files
+from data.files import MISSING, FormatError, flush, in_order, progress
 from data.tables import Piece
 
 VERSION = "data.folder 5"
 STAGE_VERSION = "data.folder stages 1"  # stages of another form are not gone on from
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
-MERGE_MEMORY = 256 << 20  # bytes of dictionaries that are merged in memory
-ENTRY = 40  # bytes of an entry, besides its name, while it is merged
+MERGE_MEMORY = 128 << 20  # bytes of a table's dictionaries that are merged in memory
+ENTRY = 40  # bytes of one of their entries, besides its name, while it is merged
 # DuckDB merges more than that; what its memory cannot hold, of which each thread needs a share,
 # goes to the disk.
 ENGINE = {"memory_limit": "500MB", "threads": min(os.cpu_count() or 1, 8)}
@@ -46,7 +36,7 @@ WHOLE_HASH = 64 << 20  # a larger file is hashed in pieces
 BY_NAME = {"on": "name", "how": "left", "nulls_equal": True, "maintain_order": "left"}
 
 
-# ---- Fingerprints --------------------------------------------------------------------------------
+# ---- The whole job -------------------------------------------------------------------------------
 
 
 def file_fingerprint(path):
@@ -69,53 +59,39 @@ def rows_fingerprint(source, columns):
     """A hash of a table's rows and their order, found by reading it once."""
     rows, found = 0, 0
     for piece in source.pieces(columns):
-        row = pl.int_range(piece.row, piece.row + pl.len()).alias("row")
+        row = pl.int_range(rows, rows + pl.len()).alias("row")
         found ^= piece.frame.select(pl.struct(pl.all(), row).hash().bitwise_xor()).item() or 0
         rows += len(piece.frame)
     return f"{rows} rows {found:016x}"
 
 
-# ---- The whole job -------------------------------------------------------------------------------
-
-
 def make(sources, columns, folder, encoder, show=True):
     """Make a folder of `data.tables.Source`s unless it is there; a dict of what it was asked for.
 
-    An encoder that is not fitted yet is fitted on the training rows: of one source the first six
+    An encoder that is not fitted is fitted on the training rows: of one source the first six
     sevenths, of several all but the last. columns: its own, with kinds that all sources agree on.
     """
-    folder = _place(folder)
-    prints = [
-        file_fingerprint(source.place)
-        if isinstance(source.place, Path)
-        else rows_fingerprint(source, columns)
-        for source in sources
-    ]
-    asked = {"files": prints} | _options(encoder)
+    folder = Path(os.path.realpath(folder))
+    if folder.is_mount() or Path.cwd().is_relative_to(folder):  # it could not take its place
+        raise FormatError(f"{folder} is a disk, or holds this run; name a new folder in it")
+    asked = {"files": []}
+    for source in sources:
+        of_file = isinstance(source.place, Path)
+        found = file_fingerprint(source.place) if of_file else rows_fingerprint(source, columns)
+        asked["files"].append(found)
+    if encoder.scales is None:
+        options = {name: getattr(encoder, name) for name in names_of.OPTIONS}
+        options["kinds"] = [list(pair) for pair in encoder.kinds.items()]
+        asked |= {name: option for name, option in options.items() if option not in (None, [])}
+    else:
+        asked["encoder"] = encoder.fingerprint()
     work = folder.with_name(f"{folder.name}.making")
     if work.exists() or not _in_use(folder):
         with _alone(work, folder):
             if not _in_use(folder):  # another process may just have made it
-                stages = work / STAGES / hash_of([VERSION, STAGE_VERSION, asked])
-                _run(sources, columns, folder, stages, encoder, asked, show)
+                stages = work / STAGES / files.hash_of([VERSION, STAGE_VERSION, asked])
+                _run(sources, columns, folder, stages, copy.copy(encoder), asked, show)
     return asked
-
-
-def _options(encoder):
-    """What an encoder is, as JSON: its fingerprint, or what it is to be fitted with."""
-    if encoder.scales is not None:
-        return {"encoder": encoder.fingerprint()}
-    options = {name: getattr(encoder, name) for name in names_of.OPTIONS}
-    options["kinds"] = [list(pair) for pair in encoder.kinds.items()]
-    return {name: option for name, option in options.items() if option not in (None, [])}
-
-
-def _place(folder):
-    """Where a folder really lies; FormatError where none can be put, before any work."""
-    folder = Path(os.path.realpath(folder))
-    if folder.is_mount() or Path.cwd().is_relative_to(folder):
-        raise FormatError(f"{folder} is a disk, or holds this run; name a new folder in it")
-    return folder
 
 
 def _in_use(path):
@@ -128,10 +104,11 @@ def _alone(work, folder):
     with contextlib.ExitStack() as held:
         while True:
             with contextlib.suppress(FileNotFoundError):  # who held it has just removed it all
-                if work.is_file() or (work.exists() and _foreign(work)):
+                found = [path.name for path in work.iterdir()] if work.is_dir() else []
+                if work.is_file() or {*found} - {LOCK, STAGES}:
                     raise FormatError(f"{work} is in the way; move it, or name another folder")
                 work.mkdir(parents=True, exist_ok=True)
-                held.enter_context(waiting_lock(work / LOCK, f"it makes {folder}"))
+                held.enter_context(files.waiting_lock(work / LOCK, f"it makes {folder}"))
                 break
         try:
             yield
@@ -147,10 +124,6 @@ def _alone(work, folder):
         _tidy(work)
 
 
-def _foreign(work):
-    return {path.name for path in work.iterdir()} - {LOCK, STAGES}
-
-
 def _tidy(work):
     """Remove what we made; the lock goes last, since it shows whose the rest is."""
     shutil.rmtree(work / STAGES, ignore_errors=True)
@@ -161,34 +134,31 @@ def _tidy(work):
 
 def _run(sources, columns, folder, stages, encoder, asked, show):
     """Do what the stages lack, and put the whole folder at its place."""
-    by_source = []
+    of_source, data = [], stages / "data"
     for k, source in enumerate(sources):
         done = stages / "parts" / f"{k:06}"
         if not done.exists():
             bar = {"desc": f"reading {k + 1} of {len(sources)}", "disable": not show}
             _store(encoder, progress(source.pieces(columns), **bar), done)
-        by_source.append([Part(path) for path in sorted(done.iterdir())])
-    rows = [sum(part.rows for part in parts) for parts in by_source]
-    for source, count in zip(sources, rows):
-        if count < (7 if len(sources) == 1 else 1):
+        of_source.append([Part(path) for path in sorted(done.iterdir())])
+        rows = sum(part.rows for part in of_source[-1])
+        if rows < (7 if len(sources) == 1 else 1):
             needs = "one table needs 7, each of several one"
-            raise FormatError(f"{source.place} has {count} rows; {needs}")
-    train_rows = bounds(rows[0], 7)[6] if len(sources) == 1 else sum(rows[:-1])
-    parts, data = [part for parts in by_source for part in parts], stages / "data"
-    encoder = copy.copy(encoder)  # a fit that fails changes nothing
+            raise FormatError(f"{source.place} has {rows} rows; {needs}")
+    parts = [part for of_one in of_source for part in of_one]
+    total = sum(part.rows for part in parts)
+    train_rows = bounds(total, 7)[6] if len(sources) == 1 else total - rows
     names = _number(stages, parts, encoder, train_rows, show)
     arrays = _write_arrays(stages, parts, encoder, show)
     if encoder.scales is None:
-        training = _blocks(data / "dense.npy", train_rows, len(encoder.dense))
-        scales = names_of.scale(training) if encoder.dense else []
         kinds = {column.name: column.kind for column in columns if not column.measure}
-        encoder.set_fitted(kinds, scales, names, data / "encoder")
-        encoder.write_settings(data / "encoder")
-        _check_scaled(sources, columns, by_source, encoder)
+        scales = _scales(np.load(data / "dense.npy", mmap_mode="r")[:train_rows], encoder)
+        encoder.set_fitted(kinds, scales, names, data / "encoder").write_settings(data / "encoder")
+        _check_scaled(sources, columns, of_source, encoder)
     else:
         encoder.save(data / "encoder")
-    about = {"source": asked, "rows": sum(rows), "train_rows": train_rows, "arrays": arrays}
-    write_json(data / "source.json", VERSION, about)
+    about = {"source": asked, "rows": total, "train_rows": train_rows, "arrays": arrays}
+    files.write_json(data / "source.json", VERSION, about)
     for path in [*data.rglob("*"), data]:
         flush(path)
     if folder.exists():
@@ -197,32 +167,26 @@ def _run(sources, columns, folder, stages, encoder, asked, show):
     flush(folder.parent)
 
 
-def _blocks(path, rows, columns):
-    """What gives the numbers of some rows and columns, a block at a time, as `scale` wants them."""
-
-    def blocks():
-        dense = np.load(path, mmap_mode="r")[:rows, :columns]
-        for start in range(0, rows, names_of.BLOCK):
-            yield as_floats(dense[start : start + names_of.BLOCK])
-
-    return blocks
+def _scales(dense, encoder):
+    """Of each dense column what `scale` finds in the training rows."""
+    cuts = [slice(at, at + names_of.BLOCK) for at in range(0, len(dense), names_of.BLOCK)]
+    columns = dense[:, : len(encoder.dense)]
+    return names_of.scale(lambda: (_floats(columns[cut]) for cut in cuts)) if encoder.dense else []
 
 
-def _check_scaled(sources, columns, by_source, encoder):
-    """FormatError, with file and row, for a number that leaves float32 once it is scaled."""
-    for source, parts in zip(sources, by_source):
-        row = source.first_row
-        for part in parts if encoder.dense else ():
-            numbers = as_floats(part.numbers(encoder))
-            encoder.scaled(numbers, Piece(None, columns, source.place, row))
-            row += part.rows
-
-
-def as_floats(numbers):
+def _floats(numbers):
     """Numbers as the arrays hold them, as float64; a missing one is NaN."""
-    if numbers.dtype == np.float64:
-        return numbers
-    return np.where(numbers == MISSING, np.nan, numbers.astype(np.float64))
+    missing = np.isnan(numbers) if numbers.dtype == np.float64 else numbers == MISSING
+    return np.where(missing, np.nan, numbers)
+
+
+def _check_scaled(sources, columns, of_source, encoder):
+    """FormatError, with file and row, for a number that leaves float32 once it is scaled."""
+    for source, parts in zip(sources, of_source if encoder.dense else []):
+        row = source.first_row
+        for part in parts:
+            encoder.scaled(part.numbers(encoder), Piece(None, columns, source.place, row))
+            row += part.rows
 
 
 def bounds(rows, blocks):
@@ -233,7 +197,7 @@ def bounds(rows, blocks):
 
 def opened(folder):
     """(what `source.json` says, {name: memory map}) of a whole folder, or ValueError."""
-    about, arrays = read_json(folder / "source.json", VERSION), {}
+    about, arrays = files.read_json(folder / "source.json", VERSION), {}
     for name, (dtype, shape) in about["arrays"].items():
         arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
         found = [arrays[name].dtype.str, list(arrays[name].shape)]
@@ -250,9 +214,8 @@ class Part:
 
     def __init__(self, path):
         self.path = path
-        [about] = self.read("about")
         # Rows; are all numbers whole? Of each table: names, their bytes, and values of all rows.
-        self.rows, self.whole, *sizes = about.to_list()
+        self.rows, self.whole, *sizes = self.read("about")[0].to_list()
         self.sizes, self.bytes, self.values = sizes[::3], sizes[1::3], sizes[2::3]
 
     def read(self, *names):
@@ -265,18 +228,14 @@ class Part:
         """Its rows' numbers as they are kept, (rows, numbers)."""
         return self.read("numbers")[0].to_numpy().reshape(self.rows, len(encoder.numeric))
 
-    def dictionaries(self, tables, train_rows):
-        """Of each of some tables: its names as texts, and how often each occurs in the first
-        `train_rows` rows."""
-        found = []
-        lists = self.read(*(f"{what} {k}" for k in tables for what in ("names", "counts")))
-        for k, names, counts in zip(tables, lists[::2], lists[1::2]):
-            if train_rows < self.rows:
-                places, lengths = self.read(f"places {k}", f"lengths {k}")
-                stop = lengths[:train_rows].sum() if len(lengths) else train_rows
-                counts = _counts(places[:stop].to_numpy(), len(names))
-            found.append(pl.DataFrame({"name": names_of.name_texts(names), "count": counts}))
-        return found
+    def dictionary(self, k, train_rows):
+        """Table k's names as texts, and how often each occurs in the first `train_rows` rows."""
+        names, counts = self.read(f"names {k}", f"counts {k}")
+        if train_rows < self.rows:
+            places, lengths = self.read(f"places {k}", f"lengths {k}")
+            stop = lengths[: max(train_rows, 0)].sum() if len(lengths) else max(train_rows, 0)
+            counts = _counts(places[:stop].to_numpy(), len(names))
+        return pl.DataFrame({"name": names_of.name_texts(names), "count": counts})
 
 
 def _store(encoder, pieces, done):
@@ -331,58 +290,37 @@ def _counts(places, size):
 
 
 def _number(stages, parts, encoder, train_rows, show):
-    """Number each table's names: of its dictionaries' entries, one after the other, the ids; of
-    its vocabulary what `write_names` says. A fitted encoder has its own.
+    """The ids of each table's dictionaries, entry by entry, to the disk; what `write_names` says
+    of its vocabulary. A fitted encoder has its own."""
 
-    As many tables as `MERGE_MEMORY` allows are read together; a larger one goes to the disk.
-    """
-    done = {name: stages / "ids" / f"{k}.json" for k, name in enumerate(encoder.tables)}
-    todo = [k for k, path in enumerate(done.values()) if not path.exists()]
-    numbered = _encoded(parts, todo, encoder)
-    if encoder.scales is None:
-        numbered = _vocabularies(stages, parts, todo, encoder, train_rows)
-    bar = {"total": len(todo), "desc": "numbering names", "disable": not show}
-    for k, (ids, about) in zip(todo, progress(numbered, **bar)):
+    def number(k):
+        name, about = encoder.tables[k], {}
+        if encoder.scales is not None:
+            encode = encoder.vocabulary(name).encode
+            ids = np.concatenate([encode(part.read(f"names {k}")[0]) for part in parts])
+        else:
+            limits = encoder.min_count, encoder.max_table_rows
+            size, spilled = sum(part.bytes[k] for part in parts), stages / "spilled" / str(k)
+            kept, ids = merged(_dictionaries(parts, k, train_rows), size, spilled, *limits)
+            path = stages / "data" / "encoder" / encoder.file_of(name)
+            with files.replacing(path) as temporary, open(temporary, "wb") as file:
+                about = names_of.write_names(file, kept)
         with _writing(stages / "ids" / f"{k}.npy", "<i4", [len(ids)]) as write:
             write(ids)
         flush(stages / "ids" / f"{k}.npy")
-        write_json(done[encoder.tables[k]], STAGE_VERSION, about)
-    return {name: read_json(path, STAGE_VERSION) for name, path in done.items()}
+        files.write_json(done[name], STAGE_VERSION, about)
+
+    done = {name: stages / "ids" / f"{k}.json" for k, name in enumerate(encoder.tables)}
+    todo = [k for k, path in enumerate(done.values()) if not path.exists()]
+    for _ in in_order(number, progress(todo, desc="numbering names", disable=not show), threads=2):
+        pass
+    return {name: files.read_json(path, STAGE_VERSION) for name, path in done.items()}
 
 
-def _encoded(parts, tables, encoder):
-    """By a fitted encoder: of each table the ids of its dictionaries' entries."""
-    for k in tables:
-        encode = encoder.vocabulary(encoder.tables[k]).encode
-        yield np.concatenate([encode(part.read(f"names {k}")[0]) for part in parts]), {}
-
-
-def _vocabularies(stages, parts, tables, encoder, train_rows):
-    """Write the vocabulary of each table; the ids of its dictionaries' entries, and what it is."""
-    sizes = np.sum([part.bytes for part in parts], axis=0)
-    groups, left = [], 0
-    for k in tables:
-        left -= sizes[k]
-        if left < 0:
-            groups.append([])
-            left = MERGE_MEMORY - sizes[k]
-        groups[-1].append(k)
-    for group in groups:
-        read = _dictionaries(parts, group, train_rows)
-        of_table = zip(*read) if len(group) > 1 else [(one for [one] in read)]
-        for k, dictionaries in zip(group, of_table):
-            limits = encoder.min_count, encoder.max_table_rows
-            kept, ids = merged(dictionaries, sizes[k], stages / "spilled", *limits)
-            path = stages / "data" / "encoder" / encoder.file_of(encoder.tables[k])
-            with replacing(path) as temporary, open(temporary, "wb") as file:
-                about = names_of.write_names(file, kept)
-            yield ids, about
-
-
-def _dictionaries(parts, tables, train_rows):
-    """Part by part, a dictionary for each of some tables; of its names the training rows count."""
+def _dictionaries(parts, k, train_rows):
+    """Part by part the dictionary of table k, of whose names the training rows count."""
     for part in parts:
-        yield part.dictionaries(tables, max(train_rows, 0))
+        yield part.dictionary(k, train_rows)
         train_rows -= part.rows
 
 
@@ -441,30 +379,29 @@ def _write_arrays(stages, parts, encoder, show):
     """Labels, numbers, ids and bags, row by row; returns the type and shape of each array."""
     rows, whole = sum(part.rows for part in parts), all(part.whole for part in parts)
     tables, singles = range(len(encoder.tables)), len(encoder.categorical)
-    arrays = {
-        "dense": ["<i4" if whole else "<f8", [rows, len(encoder.numeric)]],
-        "sparse": ["<i4", [rows, singles]],
-    }
+    arrays = {"dense": ["<i4" if whole else "<f8", [rows, len(encoder.numeric)]]}
+    arrays["sparse"] = ["<i4", [rows, singles]]
     if encoder.label is not None:
         arrays["labels"] = ["|u1", [rows]]
-    places = {k: encoder.place(encoder.tables[k]) for k in tables[singles:]}
-    for k, place in places.items():
+    bags = {k: encoder.place(encoder.tables[k]) for k in tables[singles:]}
+    for k, place in bags.items():
         arrays[f"bags-{place}"] = ["<i4", [sum(part.values[k] for part in parts)]]
         arrays[f"offsets-{place}"] = ["<i8", [rows + 1]]  # the last one closes
     ids = [np.load(stages / "ids" / f"{k}.npy", mmap_mode="r") for k in tables]
     starts = np.cumsum([[0] * len(tables), *(part.sizes for part in parts)], axis=0).tolist()
-    ends = {name: 0 for name in arrays if name.startswith("offsets")}
+    ends = {f"offsets-{place}": 0 for place in bags.values()}
 
-    def made(start, part):
+    def made(part_and_start):
+        part, start = part_and_start
         numbers = part.numbers(encoder)
-        columns = {"dense": numbers if whole else as_floats(numbers)}
+        columns = {"dense": numbers if whole else _floats(numbers)}
         if encoder.label is not None:
             [columns["labels"]] = part.read("labels")
-        own = [column[s : s + size] for column, s, size in zip(ids, start, part.sizes)]
         placed = part.read(*(f"places {k}" for k in tables)) if tables else []
+        own = [column[s : s + size] for column, s, size in zip(ids, start, part.sizes)]
         found = [names[places.to_numpy()] for names, places in zip(own, placed)]
         columns["sparse"] = np.array(found[:singles], np.int32).T
-        for k, place in places.items():
+        for k, place in bags.items():
             columns[f"bags-{place}"] = found[k]
             [columns[f"offsets-{place}"]] = part.read(f"lengths {k}")
         return columns
@@ -476,8 +413,8 @@ def _write_arrays(stages, parts, encoder, show):
         }
         for name in ends:
             write[name]([0])
-        bar = progress(zip(starts, parts), total=len(parts), desc="writing", disable=not show)
-        for columns in in_order(lambda pair: made(*pair), bar, threads=2):
+        bar = progress(zip(parts, starts), total=len(parts), desc="writing", disable=not show)
+        for columns in in_order(made, bar, threads=2):
             for name in ends:
                 columns[name] = ends[name] + columns[name].to_numpy().cumsum()
                 ends[name] = int(columns[name][-1])

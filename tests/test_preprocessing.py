@@ -115,7 +115,8 @@ def test_stopped_in_a_stage_it_repeats_no_stage_before(
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p.making"]
     done = len(list((tmp_path / "p.making" / folder.STAGES).glob("*/ids/*.json")))
-    assert done == {"reading": 0, "numbering": 10, "writing": 26}[stage]
+    # Two tables are numbered at a time: some more than those that were let through are done.
+    assert done in {"reading": [0], "numbering": range(8, 20), "writing": [26]}[stage]
     calls.clear()
     preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert files(tmp_path / "p") == reference
