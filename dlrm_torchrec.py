@@ -238,11 +238,11 @@ def from_notebook(folder, weights, sums=(), relu_after_bottom=False):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-class KeyedBatch(collections.namedtuple("KeyedBatch", ["dense", "ids", "none", "labels"])):
-    """A `Batch` for `ShardedTables`: the ids and lengths of all tables are one object."""
+class KeyedBatch(collections.namedtuple("KeyedBatch", ["dense", "indices", "offsets", "labels"])):
+    """A `Batch` for `ShardedTables`: `indices` is one object, with lengths; `offsets` is None."""
 
     def to(self, device):
-        moved = {name: getattr(self, name).to(device) for name in ("dense", "ids", "labels")}
+        moved = {name: getattr(self, name).to(device) for name in ("dense", "indices", "labels")}
         return self._replace(**moved)
 
 

@@ -110,7 +110,7 @@ def test_keyed_jagged_counts_lengths(program):
     batch = Batch(torch.zeros(3, 1), list(indices), list(offsets), torch.ones(3))
     keyed = program.keyed(batch)
     for t, column in enumerate(bags):
-        part = keyed.ids[f"t{t}"]
+        part = keyed.indices[f"t{t}"]
         assert [bag.tolist() for bag in part.to_dense()] == column
         assert part.lengths().tolist() == [len(bag) for bag in column]
     assert not isinstance(keyed, Batch)  # that one's checks are for offsets
