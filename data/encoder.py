@@ -88,6 +88,9 @@ def _plain(values):
 
 def distinct_of(series):
     """(codes, distinct): the distinct values by first sight, and the place of each value there."""
+    if series.dtype.is_integer() and not series.null_count():  # three times as fast
+        codes, distinct = pd.factorize(series.to_numpy())
+        return codes, pl.Series("name", distinct)
     distinct = series.unique(maintain_order=True).alias("name")
     known, given = distinct.to_frame().with_row_index("place"), pl.DataFrame({"name": series})
     given = given.join(known, "name", how="left", nulls_equal=True, maintain_order="left")
@@ -128,6 +131,10 @@ def values_of(texts, kind):
 
 def counted(names):
     """The distinct names of a Series as texts, by first sight, and how often each is there."""
+    if names.dtype.is_integer():
+        codes, distinct = distinct_of(names)
+        counts = np.bincount(codes, minlength=len(distinct)).astype(np.uint32)
+        return pl.DataFrame({"name": name_texts(distinct), "count": counts})
     counts = pl.DataFrame({"name": names}).group_by("name", maintain_order=True).len("count")
     return counts.with_columns(name=name_texts(counts["name"]))
 
