@@ -36,10 +36,6 @@ class Definitions(types.SimpleNamespace):
 
     __slots__ = ["left_out"]
 
-    def __init__(self, namespace, left_out):
-        super().__init__(**namespace)
-        self.left_out = left_out
-
     def __getattr__(self, name):
         raise AttributeError(self.left_out.get(name, f"the notebook defines no {name!r}"))
 
@@ -73,7 +69,9 @@ def load_notebook(path="DLRM.ipynb", names=None):
             if lacking := uses[name] - namespace.keys() - vars(builtins).keys():
                 left_out[name] = f"{name} cannot run here: it uses the notebook's {min(lacking)!r}"
                 del namespace[name]
-    return Definitions(namespace, left_out)
+    found = Definitions(**namespace)
+    found.left_out = left_out
+    return found
 
 
 def _statements(path):
@@ -89,8 +87,7 @@ def _statements(path):
 def _names_in(tree):
     """The names that a statement defines, and the global ones in it, by Python's own rules."""
     scopes, used = [symtable.symtable(ast.unparse(tree), "", "exec")], set()
-    symbols = scopes[0].get_symbols()
-    defined = {name.get_name() for name in symbols if name.is_assigned() or name.is_imported()}
+    defined = {s.get_name() for s in scopes[0].get_symbols() if s.is_assigned() or s.is_imported()}
     for scope in scopes:  # the list grows: bodies of classes, of functions, and those within
         used |= {name.get_name() for name in scope.get_symbols() if name.is_global()}
         scopes += scope.get_children()
@@ -109,12 +106,12 @@ def _needed(statements, names):
 def _is_constant(tree, used, known):
     """Is it NAME = something of literals and known names, all in capitals and none called?"""
     nodes = list(ast.walk(tree))
-    capitals = all(node.id.isupper() for node in nodes if isinstance(node, ast.Name))
     plain = isinstance(tree, ast.Assign) and ast.Call not in map(type, nodes)
+    capitals = all(node.id.isupper() for node in nodes if isinstance(node, ast.Name))
     return plain and capitals and used <= known.keys()
 
 
-# ---- Saved models --------------------------------------------------------------------------------
+# ---- Saved models, and files that they score -----------------------------------------------------
 
 # settings.json names the folder of all other parts: to replace this one file replaces the model.
 MODEL_VERSION = "dlrm_models.save_model 3"
@@ -127,8 +124,7 @@ def save_model(folder, model_settings, model, encoder):
     model_settings: the class's name in the notebook and its arguments without table_sizes, as
     {"class": "DLRM", "embedding_dim": 16, "bottom_mlp": [64], "top_mlp": [64], "num_dense": 13}.
     encoder: a fitted `FrameEncoder`, or the `CriteoData` that the model was trained on.
-    ValueError if the reopened model does not score as this one does, for example because a
-    setting is absent, or if the folder holds anything else. It needs memory for a second model.
+    ValueError if the reopened copy does not score alike, or if the folder holds anything else.
     """
     folder, encoder = Path(folder), getattr(encoder, "encoder", encoder)
     _parts_in(folder)
@@ -140,8 +136,8 @@ def save_model(folder, model_settings, model, encoder):
             encoder.save(parts / "encoder")
             torch.save(model.state_dict(), parts / "weights.pt")
             settings = {"model": model_settings | {"class": type(model).__name__}}
-            settings |= {"parts": parts.name, "encoder": encoder.fingerprint()}
-            settings |= {"weights": file_hash(parts / "weights.pt")}
+            hashes = {"encoder": encoder.fingerprint(), "weights": file_hash(parts / "weights.pt")}
+            settings |= hashes | {"parts": parts.name}
             _check_scores(model, *_opened(parts, settings))
             for path in [*parts.rglob("*"), parts]:
                 flush(path)
@@ -168,19 +164,16 @@ def _check_scores(model, again, encoder):
     dense = 3 * torch.randn(64, len(encoder.numeric), generator=draw)
     ids = [torch.randint(size, (128,), generator=draw) for size in encoder.table_sizes]
     batch = Batch(dense, ids, [torch.arange(0, 128, 2)] * len(ids)).to(device)
-    training = model.training
     with torch.inference_mode():
-        logits = [each.eval()(*batch[:3]) for each in (model, again.to(device))]
-    model.train(training)
+        logits = [each(*batch[:3]) for each in (model, again.to(device))]
     if not torch.allclose(*logits, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise ValueError("these settings make another model, with other logits: is one left out?")
+        raise ValueError("these settings make another model, with other logits: is one missing?")
 
 
 def load_model(folder):
     """Open what `save_model` wrote: (model, encoder), the model on the CPU and in `eval` mode.
 
-    FileNotFoundError where there is no folder; ValueError if it is cut, foreign, of another
-    version, or of parts that do not belong together.
+    FileNotFoundError where there is no folder; ValueError if it is cut, foreign or outdated.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -217,14 +210,11 @@ def _opened(parts, settings):
     return model.eval(), encoder
 
 
-# ---- Scoring a file ------------------------------------------------------------------------------
-
-
 def predict_file(model_folder, rows, out):
     """Write one probability a row of a file to `out`, batch by batch; returns the rows' number.
 
-    rows: raw lines where the model's columns are Criteo's, or a .csv or .parquet with its columns;
-    a label is not needed. `out` is there when all rows are scored, and not before.
+    rows: raw lines where the model's columns are Criteo's, or a .csv or .parquet with its columns.
+    `out` is there when all rows are scored, and not before.
     """
     rows, out, scored = Path(rows), Path(out).resolve(), 0
     rows.stat()  # FileNotFoundError before anything is opened
@@ -246,12 +236,11 @@ def main(arguments=None):
     """The command `predict`; an error is one line, and the exit code not 0."""
     parser = argparse.ArgumentParser(description="Score a file of rows with a saved model")
     parser.add_argument("command", choices=["predict"])
-    parser.add_argument("model", metavar="MODEL", help="a folder that save_model wrote")
-    parser.add_argument("rows", metavar="IN", help="raw lines, .csv or .parquet")
-    parser.add_argument("out", metavar="OUT", help="gets one probability a row")
-    given, start = parser.parse_args(arguments), time.perf_counter()
+    for name in ("MODEL", "IN", "OUT"):
+        parser.add_argument(name)
+    given, start = vars(parser.parse_args(arguments)), time.perf_counter()
     try:
-        rows = predict_file(given.model, given.rows, given.out)
+        rows = predict_file(given["MODEL"], given["IN"], given["OUT"])
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_models.py predict: {error}")
     print(f"{rows:,} rows in {time.perf_counter() - start:.1f} s")
