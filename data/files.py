@@ -44,18 +44,14 @@ def progress(items, **options):
 
     There is none with TQDM_DISABLE=1, nor in a notebook that a program runs: it would be stored.
     """
-    kernel = _kernel()
+    ipython = sys.modules.get("IPython")  # nothing is imported to find out
+    kernel, watched = getattr(ipython and ipython.get_ipython(), "kernel", None), True
+    with contextlib.suppress(AttributeError, KeyError):  # a person could be asked for input
+        watched = kernel.get_parent("shell")["content"]["allow_stdin"]
     own = {"file": sys.stdout, "delay": 3} if kernel else {"file": sys.stderr, "delay": 0.5}
-    unseen = kernel and not kernel.get_parent("shell").get("content", {}).get("allow_stdin")
-    if unseen or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
+    if not watched or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
         options["disable"] = True
     return tqdm(items, **own | {"leave": False} | options)
-
-
-def _kernel():
-    """The kernel of the notebook that this runs in, or None; nothing is imported to find out."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython and ipython.get_ipython(), "kernel", None)
 
 
 def in_order(function, items, threads):
