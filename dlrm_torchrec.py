@@ -4,11 +4,11 @@
     python dlrm_torchrec.py --plan-only 64
 
 One process (rank) a GPU with NCCL, or several on CPUs with gloo. A checkpoint is a folder of
-safetensors and JSON, without pickled code, for any ranks to read. Only the tables are TorchRec's:
-its DLRM would need weights permuted, its TrainPipelineSparseDist a second loop; both are longer.
+safetensors and JSON, without pickled code, for any ranks to read.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import logging
@@ -17,7 +17,9 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"  # one bar, rank 0's; read when torch or we first import tqdm
@@ -29,6 +31,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 import dlrm_utils
+from dlrm_models import load_notebook
 
 try:
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -50,11 +53,7 @@ STRATEGIES = {  # how to shard a table of over a million rows, and any other
     "row-wise": ("row_wise", "row_wise"),
     "big-row-wise": ("row_wise", "table_wise"),
     "table-row-wise": ("table_row_wise", "table_wise"),
-    "grid": ("grid_shard", "table_wise"),
-    "column-wise": ("column_wise", "column_wise"),
-}
-# The last two cut rows: row-wise Adagrad, with a sum for each slice, is another optimizer then.
-TRAINABLE = ["table-wise", "row-wise", "big-row-wise", "table-row-wise"]
+}  # none cuts rows: row-wise Adagrad, with a sum for each part, would be another optimizer
 
 
 # ---- Model and plan ------------------------------------------------------------------------------
@@ -68,7 +67,7 @@ class Sharder(EmbeddingBagCollectionSharder):
 
 
 class ShardedTables(torch.nn.Module):
-    """The notebook's `EmbeddingTables` by TorchRec: [KeyedJaggedTensor] to vectors (B, T, D)."""
+    """The notebook's `EmbeddingTables` by TorchRec: a KeyedJaggedTensor to vectors (B, T, D)."""
 
     def __init__(self, table_sizes, width):
         super().__init__()
@@ -78,31 +77,24 @@ class ShardedTables(torch.nn.Module):
         self.bags = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
 
     def forward(self, keyed, _):
-        by_name = self.bags(keyed[0]).to_dict()
+        by_name = self.bags(keyed).to_dict()
         return torch.stack([by_name[name] for name in self.names], dim=1)  # (B, T, D)
-
-
-class KeptPlan(planner.types.Stats):
-    """Where the planner leaves its estimates."""
-
-    def log(self, *_, best_plan, **__):
-        self.options = best_plan
 
 
 def planner_of(table_sizes, strategy, topology, batch_size=None, stats=None):
     """TorchRec's planner, held to a strategy."""
-    constraints, fixed = {}, dict(compute_kernels=["fused"], min_partition=32)  # numbers of a row
-    for t, rows in enumerate(table_sizes):
-        kind = STRATEGIES[strategy][0 if rows > 1_000_000 else 1]
-        constraints[f"t{t}"] = planner.ParameterConstraints(sharding_types=[kind], **fixed)
-    kept = dict(constraints=constraints, stats=stats)
-    return planner.EmbeddingShardingPlanner(topology, batch_size, **kept)
+    fused = partial(planner.ParameterConstraints, compute_kernels=["fused"])
+    big, small = (fused(sharding_types=[kind]) for kind in STRATEGIES[strategy])
+    kept = {f"t{t}": big if rows > 1_000_000 else small for t, rows in enumerate(table_sizes)}
+    return planner.EmbeddingShardingPlanner(topology, batch_size, constraints=kept, stats=stats)
 
 
-def sharded_model(book, table_sizes, arguments, device):
+def sharded_model(book, num_dense, table_sizes, arguments, device):
     """The notebook's DLRM, newly drawn, with its tables spread over all ranks; its optimizer."""
     torch.manual_seed(0)
-    model = book.DLRM([1] * len(table_sizes), arguments.width, arguments.bottom, arguments.top)
+    kind = dict(num_dense=num_dense, relu_after_bottom=arguments.relu_after_bottom)
+    layers = arguments.width, arguments.bottom, arguments.top
+    model = book.DLRM([1] * len(table_sizes), *layers, **kind)
     model.tables = ShardedTables(table_sizes, arguments.width)
     adagrad, rate = arguments.optimizer == "row-wise-adagrad", arguments.learning_rate
     kind = EmbOptimType.EXACT_ROWWISE_ADAGRAD if adagrad else EmbOptimType.EXACT_SGD
@@ -123,9 +115,6 @@ def sharded_model(book, table_sizes, arguments, device):
 
     model.register_forward_pre_hook(pass_rate_on)
     return model, optimizer
-
-
-# ---- Errors that end every rank ------------------------------------------------------------------
 
 
 def gathered(value):
@@ -210,20 +199,28 @@ def save(folder, state, about):
                 shutil.rmtree(old)
 
 
-def load(folder, state, settings=None):
+def about_in(folder, settings):
+    """What a checkpoint says of itself; ValueError if it was made with other settings."""
+    about = json.loads((folder / "about.json").read_text())
+    made_with = about["settings"]
+    if any(made_with.get(name) != value for name, value in settings.items()):
+        raise ValueError(f"it was made with {made_with}, not with {settings}")
+    return about
+
+
+def load(folder, state, settings):
     """Fill this rank's part of a state from a checkpoint of any ranks; returns its JSON."""
     with together(f"{folder} cannot be used; delete it, or name another folder: "):
         shapes_in(folder)
-        about = json.loads((folder / "about.json").read_text()) if settings else {}
-        if settings and about.get("settings") != settings:
-            raise ValueError(f"it was made with {about.get('settings')}, not with {settings}")
+        about = about_in(folder, settings)
     with together(f"{folder} is of another model; name another folder: "):
         dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
     return about
 
 
-def to_notebook(folder, sums=False):
+def to_notebook(folder, sums=False, relu_after_bottom=False):
     """A checkpoint as the notebook's state_dict, or `RowAdagrad`'s sums; needs no process group."""
+    about_in(folder, {"relu_after_bottom": relu_after_bottom})
     shapes = {name: size for name, size in shapes_in(folder).items() if ("sums." in name) == sums}
     natural = sorted(shapes, key=lambda name: (len(name), name))  # table 2 before table 10
     state = {name: torch.empty(shapes[name]) for name in natural}
@@ -231,31 +228,43 @@ def to_notebook(folder, sums=False):
     return {name.removeprefix("sums."): value for name, value in state.items()}
 
 
-def from_notebook(folder, weights, sums=()):
+def from_notebook(folder, weights, sums=(), relu_after_bottom=False):
     """The way back: makes the folder for `--weights`."""
     write_tensors(folder, weights | {f"sums.{name}": sums[name] for name in sums})
+    about = {"settings": {"relu_after_bottom": relu_after_bottom}}
+    (folder / "about.json").write_text(json.dumps(about))
 
 
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def to_keyed_jagged(batch):
-    """The ids of a `Batch` as TorchRec takes them, with keys t0, t1, ..."""
+class KeyedBatch(collections.namedtuple("KeyedBatch", ["dense", "indices", "offsets", "labels"])):
+    """A `Batch` for `ShardedTables`: `indices` is one object, with lengths; `offsets` is None."""
+
+    def to(self, device):
+        moved = {name: getattr(self, name).to(device) for name in ("dense", "indices", "labels")}
+        return self._replace(**moved)
+
+
+def keyed(batch):
+    """A `Batch` as TorchRec takes it, with keys t0, t1, ... for its tables."""
     bags = zip(batch.indices, batch.offsets, strict=True)
     lengths = torch.cat([dlrm_utils.offsets_to_lengths(starts, len(ids)) for ids, starts in bags])
     keys = [f"t{t}" for t in range(len(batch.indices))]
-    return KeyedJaggedTensor(keys=keys, values=torch.cat(batch.indices), lengths=lengths)
+    ids = KeyedJaggedTensor(keys=keys, values=torch.cat(batch.indices), lengths=lengths)
+    return KeyedBatch(batch.dense, ids, None, batch.labels)
 
 
 def own_batch(data, numbers):
     """This rank's equal share of rows: neighbours in the file, so that it reads its part of it."""
-    batch = data.batch(np.sort(numbers).reshape(dist.get_world_size(), -1)[dist.get_rank()])
-    return batch._replace(indices=[to_keyed_jagged(batch)], offsets=[])
+    return keyed(data.batch(np.sort(numbers).reshape(dist.get_world_size(), -1)[dist.get_rank()]))
 
 
 def opened(arguments):
     """The processed data; ValueError where this number of processes cannot train on them."""
     data, world = dlrm_utils.load_criteo(arguments.processed), dist.get_world_size()
+    if data.labels is None or not (data.table_sizes and data.validation):
+        raise ValueError(f"{arguments.processed} lacks a label, categories, or validation rows")
     if arguments.batch_size % world or not 0 < arguments.batch_size <= len(data.train):
         raise ValueError(f"--batch-size must be a multiple of {world}, at most {len(data.train)}")
     if arguments.sharding == "row-wise" and min(data.table_sizes) < world:
@@ -266,14 +275,10 @@ def opened(arguments):
 @torch.no_grad()
 def evaluate(book, model, data, rows, device):
     """The notebook's scores on a range of rows, of which every rank predicts its share."""
-    rows = rows[: len(rows) // dist.get_world_size() * dist.get_world_size()]
-    batch = own_batch(data, rows).to(device)
-    probabilities = gathered(torch.sigmoid(model(*batch[:3])).cpu().numpy())
-    return book.score(data.labels[rows.start : rows.stop], np.concatenate(probabilities))
-
-
-def say(text):
-    print(text, flush=True) if dist.get_rank() == 0 else None
+    again = [rows[-1]] * (-len(rows) % dist.get_world_size())  # so that all shares are equal
+    batch = own_batch(data, [*rows, *again]).to(device)
+    parts = gathered(torch.sigmoid(model(*batch[:3])).cpu().numpy())
+    return book.score(data.labels[rows.start : rows.stop], np.concatenate(parts)[: len(rows)])
 
 
 def resume(path, state, arguments, settings):
@@ -281,7 +286,8 @@ def resume(path, state, arguments, settings):
     if path:
         return load(path, state, settings)
     if arguments.weights:
-        load(arguments.weights, {name: state[name] for name in state if "sums." not in name})
+        weights = {name: state[name] for name in state if "sums." not in name}
+        load(arguments.weights, weights, {"relu_after_bottom": arguments.relu_after_bottom})
     about = dict(step=0, history=[], settings=settings)
     save(arguments.checkpoints, state, about)
     return about
@@ -290,20 +296,21 @@ def resume(path, state, arguments, settings):
 def run(book, arguments):
     """Train, evaluate and save; returns each step's log loss and [step, log loss] of validation."""
     device, size = torch.device("cpu"), arguments.batch_size
+    say = partial(print, flush=True) if dist.get_rank() == 0 else lambda text: None
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     with together():
         data, path = opened(arguments), newest(arguments.checkpoints)
-    kept = ("batch_size", "epochs", "optimizer", "learning_rate")
-    settings = {name: getattr(arguments, name) for name in kept} | dict(source=data.source)
-    settings["sum of ids"] = int(data.sparse[:: max(1, len(data) // 1000)].sum())  # of a sample
+    kept = ("batch_size", "epochs", "optimizer", "learning_rate", "relu_after_bottom")
+    settings = {name: getattr(arguments, name) for name in kept} | {"data": data.fingerprint()}
     mine = settings | dict(newest=path and path.name)
     others = [one for one in gathered(mine) if one != mine]
     with together():
         if others:
             raise ValueError(f"data, checkpoints or options differ: {mine}, elsewhere {others[0]}")
-        model, optimizer = sharded_model(book, data.table_sizes, arguments, device)
+        sizes = len(data.encoder.numeric), data.table_sizes
+        model, optimizer = sharded_model(book, *sizes, arguments, device)
     state = state_of(model, optimizer)
     about = resume(path, state, arguments, settings)
     rows = data.train[: len(data.train) // size * size]  # without an incomplete last batch
@@ -319,16 +326,11 @@ def run(book, arguments):
             found = f"log loss {scores['log_loss']:.4f}, AUC {scores['auc']:.4f}"
             say(f"step {done:,} of {total:,}: {found}, base rate {scores['base_rate']:.3f}")
 
-    def get_batch(numbers):
-        return own_batch(data, numbers)
-
     began, plan = time.perf_counter(), (arguments.epochs, 0, about["step"], arguments.stop)
-    losses = book.train(model, get_batch, rows, optimizer, size, *plan, after_step)
+    losses = book.train(model, partial(own_batch, data), rows, optimizer, size, *plan, after_step)
     losses = np.mean(gathered(losses), axis=0).tolist()  # of equal shares: of the whole batch
     speed = len(losses) * size / (time.perf_counter() - began)
     say(f"{len(losses):,} steps, {speed:,.0f} rows/s with evaluations and checkpoints")
-    if dist.get_rank() == 0:
-        (arguments.checkpoints / "losses.json").write_text(json.dumps(losses))
     return losses, about["history"]
 
 
@@ -336,62 +338,60 @@ def run(book, arguments):
 
 
 def compare_plans(gpus, batch_size, width=128):
-    """Print what TorchRec expects of each strategy for the Terabyte tables, and which to take."""
-    found, sizes, gib = {}, TERABYTE_TABLE_SIZES, 2**30
+    """Print what TorchRec expects of each strategy for the Terabyte tables."""
+    found, told, sizes, gib = {}, {}, TERABYTE_TABLE_SIZES, 2**30
+    stats = SimpleNamespace(log=lambda *_, **given: told.update(given))
     print(f"{gpus:,} GPUs of 80 GiB, eight a machine, {batch_size:,} samples each, by TorchRec:")
     for strategy in STRATEGIES:
-        kept, model = KeptPlan(), torch.nn.Sequential(ShardedTables(sizes, width))
+        model = torch.nn.Sequential(ShardedTables(sizes, width))
         topology = planner.Topology(gpus, "cuda", 80 * gib, local_world_size=min(8, gpus))
         sharder = Sharder(fused_params=dict(optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD))
         try:
-            planner_of(sizes, strategy, topology, batch_size, kept).plan(model, [sharder])
+            planner_of(sizes, strategy, topology, batch_size, stats).plan(model, [sharder])
         except planner.types.PlannerError:
             continue
         ms, held = np.zeros(gpus), np.zeros(gpus)
-        for shard in (shard for option in kept.options for shard in option.shards):
+        for shard in sum((option.shards for option in told["best_plan"]), []):
             ms[shard.rank] += shard.perf.total
             held[shard.rank] += 4 * np.prod(shard.size) / gib
         found[strategy] = ms.max(), held.max(), held.min(), (held == 0).sum()
-    names = ["slowest GPU, ms", "fullest, GiB", "emptiest, GiB", "GPUs without a table"]
-    table = pd.DataFrame.from_dict(found, "index", columns=names, dtype=object)
     if not found:
         raise SystemExit(f"It does not fit on {gpus} GPUs, by any strategy")
-    print(table.reindex(STRATEGIES).to_string(float_format="{:,.2f}".format, na_rep="does not fit"))
-
-    def best_of(names):
-        near = [n for n in names if found[n][0] <= 1.25 * min(found[name][0] for name in names)]
-        return min(near, key=lambda name: (found[name][3], found[name][0]))
-
-    print(f"Take {best_of(found)}: near the fastest, and of those it leaves fewest GPUs without a")
-    print(f"table. If rows stay whole, as here: --sharding {best_of(found.keys() & {*TRAINABLE})}.")
+    index = ["slowest GPU, ms", "fullest, GiB", "emptiest, GiB", "GPUs without a table"]
+    print(pd.DataFrame(found, index).T.to_string(float_format="{:,.2f}".format))
 
 
 # ---- Command line --------------------------------------------------------------------------------
 
 
 def parsed(command_line):
-    """The arguments; where they are wrong, only rank 0 says so."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    """The arguments; where they are wrong, only rank 0 says so, in a line after the usage's."""
+    usage = "torchrun --nproc-per-node N dlrm_torchrec.py PROCESSED [options], or -h"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("processed", nargs="?", help="the processed Criteo folder, of dlrm_utils.py preprocess")
+    add("processed", nargs="?", help="the processed folder, of dlrm_utils.py preprocess")
     add("--checkpoints", default="build/torchrec", type=Path, help="a folder that all ranks share")
     add("--weights", type=Path, help="start from the weights of this checkpoint")
-    add("--batch-size", type=int, help="samples a step, 2048; in a plan samples of a GPU, 8192")
+    add("--batch-size", type=int, default=2048, help="samples a step; in a plan, of each GPU")
     add("--optimizer", choices=["row-wise-adagrad", "sgd"], default="row-wise-adagrad")
     add("--learning-rate", type=float, default=0.02)
-    add("--sharding", choices=TRAINABLE, default="table-wise")
+    add("--sharding", choices=STRATEGIES, default="table-wise")
     add("--epochs", type=int, default=1)
     add("--every", type=int, default=2000, help="steps between evaluations and checkpoints")
     add("--stop", type=int, help="stop after this step")
     add("--width", type=int, default=16, help="of the embeddings")
-    add("--bottom", type=int, nargs="+", default=[512, 256, 64], help="widths of hidden layers")
+    add("--bottom", type=int, nargs="+", default=[512, 256, 64], help="widths, hidden layers")
     add("--top", type=int, nargs="+", default=[512, 256])
+    add("--relu-after-bottom", action="store_true", help="the published form")
     add("--plan-only", type=int, metavar="GPUS", help="compare plans for the Terabyte tables")
     with contextlib.redirect_stderr(None if int(os.environ.get("RANK", 0)) else sys.stderr):
         arguments = parser.parse_args(command_line)
+        for name, value in vars(arguments).items():
+            numbers = [n for n in np.atleast_1d(value).tolist() if type(n) in (int, float)]
+            if not all(0 < number < np.inf for number in numbers):
+                parser.error(f"--{name.replace('_', '-')} must be above 0, not {value}")
         if not arguments.plan_only and not (arguments.processed and "RANK" in os.environ):
-            parser.error("start this by torchrun and name the processed Criteo folder")
-    arguments.batch_size = arguments.batch_size or (8192 if arguments.plan_only else 2048)
+            parser.error("start this by torchrun and name the processed folder")
     return arguments
 
 
@@ -407,7 +407,8 @@ def main(command_line=None):
         signal.signal(number, lambda *_: sys.exit(lost))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        result = run(dlrm_utils.load_notebook(), arguments)
+        book = load_notebook(names=["DLRM", "RowAdagrad", "score", "train"])
+        result = run(book, arguments)
     except RuntimeError as error:
         raise SystemExit(lost) if "Connection" in str(error) else error from None
     dist.destroy_process_group()

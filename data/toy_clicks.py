@@ -13,22 +13,18 @@ import argparse
 import os
 import sys
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from dlrm_utils import (
+from data.criteo import (
     CATEGORIES,
     CRITEO_KAGGLE_TABLE_SIZES,
     INTEGERS,
-    MISSING,
     NUM_DENSE,
     NUM_TABLES,
-    progress,
 )
+from data.files import MISSING, in_order, progress, replacing
 
 BASE_RATE = 0.256  # of clicks, as in Criteo's file
 EFFECTS = 1024  # the effects and vectors of a column; ranks share them, modulo this
@@ -127,40 +123,19 @@ def write_toy_criteo(path, rows, seed=0, signal=True):
     """
     if rows < 1:
         raise ValueError(f"rows is {rows}; a file has at least one row")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            probabilities = _write_lines(file, rows, ToyTruth(seed, signal), seed)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return probabilities
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        return _write_lines(file, rows, ToyTruth(seed, signal), seed)
 
 
 def _write_lines(file, rows, truth, seed):
     starts = range(0, rows, CHUNK)
-    chunks = _computed_ahead(lambda start: _lines(truth, seed, start, rows), starts)
+    chunks = in_order(lambda start: _lines(truth, seed, start, rows), starts, os.cpu_count())
     bar = {"desc": "writing toy clicks", "total": len(starts), "unit_scale": CHUNK}
     probabilities = []
     for text, probability in progress(chunks, unit=" rows", **bar):
         file.write(text)
         probabilities.append(probability)
     return np.concatenate(probabilities)
-
-
-def _computed_ahead(function, items):
-    """Yield function(item) in order, computed by threads, a few ahead of what is written."""
-    threads = os.cpu_count()
-    pending = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _lines(truth, seed, start, rows):

@@ -48,6 +48,7 @@ from shapes import (
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+import dlrm_models  # noqa: E402
 import dlrm_utils  # noqa: E402
 
 NAMES = ["dense", "liked", "film", "hour"]  # of the four vectors, as in section 5
@@ -497,4 +498,4 @@ def draw_all(book, folder):
 
 
 if __name__ == "__main__":
-    draw_all(dlrm_utils.load_notebook(), HERE)
+    draw_all(dlrm_models.load_notebook(), HERE)

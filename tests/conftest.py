@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import dlrm_models
 import dlrm_utils
 from data import toy_clicks
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def notebook():
     """The notebook's own classes, functions and hand-typed example."""
-    return dlrm_utils.load_notebook()
+    return dlrm_models.load_notebook()
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,14 @@ def program(name):
     return module
 
 
-@pytest.mark.slow  # it writes and numbers a million rows
-def test_a_column_is_numbered(capsys):
-    program("numbering").number(1_000_000, 1000)
+@pytest.mark.parametrize("memory, where", [(1 << 30, "in memory"), (0, "on the disk")])
+def test_a_column_is_numbered(capsys, monkeypatch, memory, where):
+    numbering = program("numbering")
+    monkeypatch.setattr(numbering.folder, "MERGE_MEMORY", memory)
+    numbering.number(400_000, 1000)
     line = capsys.readouterr().out
     before, most = map(float, re.findall(r"([\d.]+) (?:GB before|at most)", line))
-    assert "1,000,000 rows,       1,000 names" in line and 0 < before <= most
+    assert f"400,000 rows,       1,000 names, {where}" in line and 0 < before <= most
 
 
 def test_frames_encode_alike_in_two_versions(capsys):
@@ -36,8 +38,11 @@ def test_frames_encode_alike_in_two_versions(capsys):
 @pytest.mark.slow  # it preprocesses in new processes, some of which it kills
 def test_rows_are_preprocessed_and_kills_leave_nothing(tmp_path, capsys):
     preprocessing = program("preprocessing")
-    preprocessing.measure(tmp_path, 5000)
-    preprocessing.killed(tmp_path, rows=5000, kills=2)
+    preprocessing.measure(tmp_path, 5000, beside=preprocessing.ROOT, turns=1)
+    preprocessing.killed(tmp_path, rows=20_000, kills=2)
+    preprocessing.bags(tmp_path, 2000)
     printed = capsys.readouterr().out
-    assert "5,000 rows: written" in printed
-    assert "2 kills: 2 folders equal" in printed
+    assert "5,000 rows, now" in printed and "arrays equal: True" in printed
+    equal, runs = re.search(r"run (\d+) of (\d+) folders are equal", printed).groups()
+    assert "2 kills that met a stage" in printed and equal == runs
+    assert "2,000 bags, as in a frame: True; batches of 2048" in printed

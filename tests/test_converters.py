@@ -1,6 +1,6 @@
 """Sparse indices/offsets converters, against multi-hot matrices, EmbeddingBag and naive slicing."""
 
-import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -9,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dlrm_utils
+from data import files
 from dlrm_utils import (
     Batch,
     lengths_to_offsets,
     offsets_to_lengths,
     one_id_each,
+    row_numbers,
     to_bags,
     to_offsets,
 )
@@ -176,7 +177,7 @@ def test_rows_are_read_as_numpy_reads_an_index(data):
     if isinstance(index, list) and index:
         forms += [np.array(index), torch.tensor(index), pd.Series(index), tuple(index)]
     for form in forms:
-        found = dlrm_utils._row_numbers(form, total)
+        found = row_numbers(form, total)
         assert found.tolist() == expected and found.dtype == np.int64
 
 
@@ -240,19 +241,88 @@ def test_one_id_each_refuses_missing_ids_and_fractions(ids):
         one_id_each([[1], [2], [3]], ids)
 
 
+# ---- Offsets and ids that PyTorch would follow into foreign memory ----------------------------
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ([0, 2, 1], "offsets never fall"),
+        ([0, -1, 2], "offsets never fall"),
+        ([1, 2, 3], "start at 1"),
+        ([0, 2, 6], "the end of the indices, is 5"),
+        ([0.0, 1.0, 2.0], "float32"),
+        ([[0, 1, 2]] * 3, "shape"),
+    ],
+)
+@pytest.mark.parametrize("table", [0, 1])
+def test_a_batch_refuses_offsets_that_cannot_be(bad, words, table):
+    offsets = [torch.tensor([0, 2, 4])] * 2
+    offsets[table] = torch.tensor(bad)
+    with pytest.raises(ValueError, match=f"table {table}.*{words}"):
+        Batch(torch.zeros(3, 1), [torch.arange(5)] * 2, offsets)
+
+
+@pytest.mark.parametrize("ids", [[0, -3, 1], [0.0, 1.0, 2.0], [True, False, True]])
+def test_a_batch_refuses_ids_that_cannot_be(ids):
+    with pytest.raises(ValueError, match="table 1"):
+        Batch(torch.zeros(1, 1), [torch.arange(3), torch.tensor(ids)], [torch.tensor([0])] * 2)
+    with pytest.raises(ValueError, match="table 0.*start at 3"):
+        Batch(torch.zeros(0, 1), [torch.arange(3)], [torch.tensor([], dtype=torch.int64)])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [-3, 1],
+        np.array([2**63 + 5, 1], dtype=np.uint64),
+        np.array([1, 2**64 - 1], dtype=np.uint64),
+        np.array([2, -(2**31)], dtype=np.int32),
+        [10**30, 1],
+    ],
+)
+def test_one_id_each_refuses_ids_that_no_table_has(ids):
+    with pytest.raises(ValueError, match="table 1"):
+        one_id_each([[0.0], [1.0]], [[0, 1], ids])
+    largest = one_id_each([[0.0]], [[2**63 - 1]])
+    assert largest.indices[0].tolist() == [2**63 - 1]
+
+
+@given(st.lists(ragged_bags.filter(len), min_size=1, max_size=3))
+def test_a_batch_of_sound_bags_is_taken(tables):
+    rows = min(map(len, tables))
+    pairs = [to_offsets(bags[:rows]) for bags in tables]
+    batch = Batch(torch.zeros(rows, 1), *zip(*pairs))
+    assert [to_bags(*pair) for pair in zip(batch.indices, batch.offsets)] == [
+        bags[:rows] for bags in tables
+    ]
+
+
 # ---- The progress bar ------------------------------------------------------------------------
 
 
+@pytest.fixture
+def kernel(monkeypatch):
+    """A function that makes this process look like a notebook's, watched by a person or not."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+
+    def look(watched):
+        parent = {"content": {"allow_stdin": watched}}
+        shell = types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=lambda _: parent))
+        module = types.SimpleNamespace(get_ipython=lambda: shell)
+        monkeypatch.setitem(files.sys.modules, "IPython", module)
+
+    monkeypatch.delitem(files.sys.modules, "IPython", raising=False)
+    return look
+
+
 @pytest.mark.parametrize("in_notebook", [False, True])
-def test_a_bar_is_drawn_on_the_right_stream_and_takes_only_itself_away(
-    in_notebook, monkeypatch, capsys
-):
+def test_a_bar_is_drawn_on_the_right_stream_and_takes_only_itself_away(in_notebook, kernel, capsys):
     """On stdout a notebook keeps it in its cell; in a terminal stdout may go to a file."""
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if in_notebook:
-        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+        kernel(watched=True)
     print("before")
-    assert list(dlrm_utils.progress(range(3), delay=0, desc="counting")) == [0, 1, 2]
+    assert list(files.progress(range(3), delay=0, desc="counting")) == [0, 1, 2]
     out, err = capsys.readouterr()
     drawn = out.removeprefix("before\n") if in_notebook else err
     assert out.startswith("before\n") and "counting" in drawn
@@ -260,6 +330,14 @@ def test_a_bar_is_drawn_on_the_right_stream_and_takes_only_itself_away(
     assert in_notebook or out == "before\n"
 
 
-def test_short_work_draws_nothing(capsys):
-    assert list(dlrm_utils.progress(range(3))) == [0, 1, 2]
+def test_no_bar_where_nobody_looks_where_it_is_not_wanted_or_the_work_is_short(
+    kernel, capsys, monkeypatch
+):
+    """A notebook that a program runs would store it, however slow the machine."""
+    assert list(files.progress(range(3))) == [0, 1, 2]
+    with monkeypatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        assert list(files.progress(range(3), delay=0, disable=False)) == [0, 1, 2]
+    kernel(watched=False)
+    assert list(files.progress(range(3), delay=0)) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")

@@ -13,15 +13,11 @@ import pytest
 import torch
 
 from conftest import ROOT
+from data.criteo import CATEGORIES, CRITEO_KAGGLE_TABLE_SIZES
+from data.files import MISSING, FormatError
+from data.folder import bounds
 from data.toy_clicks import write_toy_criteo
-from dlrm_utils import (
-    CATEGORIES,
-    CRITEO_KAGGLE_TABLE_SIZES,
-    MISSING,
-    CriteoFormatError,
-    load_criteo,
-    preprocess_criteo,
-)
+from dlrm_utils import load_criteo, preprocess_criteo
 
 GOOD = "\t".join(["1"] + [str(k) for k in range(13)] + [f"{k:08x}" for k in range(26)])
 
@@ -73,13 +69,13 @@ def test_types_and_files(data, toy):
     assert len(data.table_sizes) == 26 and isinstance(data.dense, np.memmap)
     assert {path.name for path in toy.parent.iterdir()} == {"toy.txt", "processed"}
     files = {str(path.relative_to(data.path)) for path in data.path.rglob("*") if path.is_file()}
-    vocabularies = [f"vocabularies/C{j + 1}.csv" for j in range(26)]
+    vocabularies = [f"encoder/{14 + j}-C{j + 1}.csv" for j in range(26)]
     assert files == {
         "labels.npy",
         "dense.npy",
         "sparse.npy",
         "source.json",
-        "encoder.json",
+        "encoder/settings.json",
         *vocabularies,
     }
 
@@ -88,7 +84,7 @@ def test_the_vocabulary_files_are_read_without_this_module(data, toy):
     """By pandas alone, the ids of a column become its categories again."""
     rows = [line.split("\t") for line in toy.read_text().splitlines()]
     for j in (0, 2, 25):
-        table = pd.read_csv(data.path / f"vocabularies/C{j + 1}.csv", dtype=str)
+        table = pd.read_csv(data.path / f"encoder/{14 + j}-C{j + 1}.csv", dtype=str)
         assert table["id"].tolist() == [str(k + 1) for k in range(len(table))]
         categories = table["name"].fillna("")
         ids = np.load(data.path / "sparse.npy", mmap_mode="r")[:, j]
@@ -125,9 +121,7 @@ def test_blocks_and_split(tmp_path, rows):
 
 
 def test_the_published_split_of_the_full_file():
-    from dlrm_utils import _bounds
-
-    sizes = np.diff(_bounds(45_840_617, 7))
+    sizes = np.diff(bounds(45_840_617, 7))
     assert sizes.tolist() == [6_548_660] * 4 + [6_548_659] * 3 and sizes[:6].sum() == 39_291_958
     assert sum(CRITEO_KAGGLE_TABLE_SIZES) == 33_762_577
 
@@ -187,7 +181,7 @@ def test_encode_gives_the_same_batch_with_and_without_label(data, toy):
     assert unlabelled.labels is None and all(map(torch.equal, unlabelled.indices, expected.indices))
     assert data.encode(GOOD.replace("00000000", "deadbeef")).indices[0].tolist() == [0]
     assert data.encode([]).dense.shape == (0, 13)
-    with pytest.raises(CriteoFormatError, match="lines, line 2, column 40"):
+    with pytest.raises(FormatError, match="lines, line 2, column 40"):
         data.encode([GOOD, GOOD[:-1]])
 
 
@@ -243,18 +237,18 @@ BAD_LINES = {
 def test_a_malformed_line_is_refused_with_file_line_and_column(tmp_path, name):
     bad, column = BAD_LINES[name]
     raw = write_lines(tmp_path / "raw.txt", [GOOD] * 8 + [bad] + [GOOD] * 3)
-    with pytest.raises(CriteoFormatError, match=rf"raw.txt, line 9, column {column}\b"):
+    with pytest.raises(FormatError, match=rf"raw.txt, line 9, column {column}\b"):
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.txt"]
 
 
 def test_a_header_and_a_cut_last_line_are_refused(tmp_path):
     header = "\t".join(["label"] + ["I"] * 13 + ["C"] * 26)
-    with pytest.raises(CriteoFormatError, match="line 1, column 1 .*a table with a header"):
+    with pytest.raises(FormatError, match="line 1, column 1 .*a table with a header"):
         preprocess_criteo(
             write_lines(tmp_path / "a", [header] + [GOOD] * 9), tmp_path / "p", progress=False
         )
-    with pytest.raises(CriteoFormatError, match="line 10"):
+    with pytest.raises(FormatError, match="line 10"):
         preprocess_criteo(
             write_lines(tmp_path / "b", [GOOD] * 9 + [GOOD[:90]]), tmp_path / "p", progress=False
         )
@@ -264,7 +258,7 @@ def test_a_header_and_a_cut_last_line_are_refused(tmp_path):
 def test_fewer_than_seven_rows_are_refused(tmp_path, rows):
     raw = tmp_path / "raw.txt"
     raw.write_text((GOOD + "\n") * rows)
-    with pytest.raises(CriteoFormatError, match=f"{rows} rows"):
+    with pytest.raises(FormatError, match=f"{rows} rows"):
         preprocess_criteo(raw, tmp_path / "p", progress=False)
 
 
@@ -329,7 +323,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_left(toy, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "chapter.txt").write_text("years of work")
         before = contents(tmp_path)
-        with pytest.raises(CriteoFormatError, match=name):
+        with pytest.raises(FormatError, match=name):
             preprocess_criteo(toy, tmp_path / "thesis", progress=False)
         assert contents(tmp_path) == before
         shutil.rmtree(tmp_path / "thesis", ignore_errors=True)
@@ -339,7 +333,7 @@ def test_a_file_of_the_first_edition_is_refused_with_the_command(toy, tmp_path):
     np.savez(tmp_path / "criteo.npz", labels=np.zeros(3))
     before = contents(tmp_path)
     for call in (load_criteo, lambda path: preprocess_criteo(toy, path, progress=False)):
-        with pytest.raises(CriteoFormatError, match=r"dlrm_utils.py preprocess RAW FOLDER"):
+        with pytest.raises(FormatError, match=r"dlrm_utils.py preprocess RAW FOLDER"):
             call(tmp_path / "criteo.npz")
     assert contents(tmp_path) == before
 
@@ -380,7 +374,7 @@ BROKEN = [
     "source.json text",
     "source.json other",
     "source.json list",
-    *(f"encoder.json {how}" for how in ("absent", "empty", "text", "other", "list")),
+    *(f"encoder/settings.json {how}" for how in ("absent", "empty", "text", "other", "list")),
 ]
 BROKEN += [
     f"{name} {how}"
@@ -388,7 +382,9 @@ BROKEN += [
     for how in ("absent", "cut", "empty", "text", "type", "shape", "rows", "pickled", "zip")
 ]
 BROKEN += [
-    f"vocabularies/{name}.csv {how}" for name in ("C3", "C26") for how in ("absent", "cut", "empty")
+    f"encoder/{name}.csv {how}"
+    for name in ("16-C3", "39-C26")
+    for how in ("absent", "cut", "empty")
 ]
 
 
@@ -399,9 +395,7 @@ def test_a_folder_that_is_not_whole_is_refused_and_left(data, toy, tmp_path, nam
     broken(folder, name)
     before = contents(folder)
     for call in (load_criteo, lambda path: preprocess_criteo(toy, path, progress=False)):
-        with pytest.raises(
-            CriteoFormatError, match="broken is not a whole processed Criteo folder"
-        ):
+        with pytest.raises(FormatError, match="broken is not a whole processed folder"):
             call(folder)
     assert contents(folder) == before
 

@@ -120,8 +120,11 @@ def test_what_the_drawings_repeat_is_what_the_notebook_says():
 
 def test_importing_draws_and_reads_nothing(tmp_path):
     """Without a notebook beside it, the program can be imported."""
-    (tmp_path / "figures").mkdir()
-    for name in ("figures/make_figures.py", "figures/shapes.py", "dlrm_utils.py"):
+    for folder in ("figures", "data"):
+        (tmp_path / folder).mkdir()
+    rooms = [f"data/{path.name}" for path in (ROOT / "data").glob("*.py")]
+    programs = ["figures/make_figures.py", "figures/shapes.py", "dlrm_models.py", "dlrm_utils.py"]
+    for name in programs + rooms:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-c", "import make_figures"]
     done = subprocess.run(command, cwd=tmp_path / "figures", capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The exported files against PyTorch: bags of every shape, bad ids, other models, many ids."""
+"""The exported files against PyTorch: bags of every shape, bad ids and offsets, other models."""
 
 import logging
 import warnings
@@ -117,11 +117,47 @@ def test_no_thread_adds_to_what_another_adds_to(notebook, files, tmp_path):
 def test_an_id_outside_its_table_is_an_error(files, bad):
     _, by_onnx, opened = files
     batch = random_batch(5, 3, seed=2)
-    batch.indices[1][0] = bad
+    batch.indices[1][0] = bad  # after the batch's own check
     with pytest.raises(Exception, match="out of data bounds"):
         by_onnx(*batch[:3])
     with pytest.raises(RuntimeError, match="not in the valid range"):
         opened(*batch[:3])
+
+
+BAD_OFFSETS = {
+    "fall": [0, 2, 1],
+    "fall below 0": [0, -1, 2],
+    "fall at the end": [0, 4, 3],
+    "fall from beyond": [0, 9, 1],
+    "start late": [1, 2, 3],
+    "start below 0": [-1, 0, 2],
+    "lie beyond the ids": [0, 2, 5],
+    "lie far beyond": [0, 2**40, 2**62],
+}
+
+
+@pytest.mark.parametrize("offsets", BAD_OFFSETS.values(), ids=BAD_OFFSETS)
+@pytest.mark.parametrize("table", range(3))
+def test_offsets_that_cannot_be_are_an_error(files, table, offsets):
+    """PyTorch by itself reads memory that is not the table's where offsets fall."""
+    _, by_onnx, opened = files
+    dense, indices, starts, _ = batch_of([[[1, 2], [3], [4]]] * 3, 3)
+    assert torch.allclose(by_onnx(dense, indices, starts), opened(dense, indices, starts))
+    starts[table] = torch.tensor(offsets)
+    for way in (by_onnx, opened):
+        with pytest.raises(Exception, match="out of data bounds|offsets"):
+            way(dense, indices, starts)
+
+
+@pytest.mark.parametrize("offsets", [[0, 5, 0], [0, 1], [1, 0]])
+def test_offsets_into_no_ids_at_all_are_an_error(files, offsets):
+    _, by_onnx, opened = files
+    rows = len(offsets)
+    dense, indices, starts, _ = batch_of([[[]] * rows] * 3, rows)
+    starts[0] = torch.tensor(offsets)
+    for way in (by_onnx, opened):
+        with pytest.raises(Exception, match="out of data bounds|offsets"):
+            way(dense, indices, starts)
 
 
 # Each waits for an export of some seconds.

@@ -1,14 +1,17 @@
 """Preprocessing under stress: killed, out of disk, twice at once, packed, cut; and the shuffle."""
 
+import collections
 import errno
 import gzip
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,11 @@ from hypothesis import strategies as st
 
 import dlrm_utils
 from conftest import ROOT
+from data import criteo, encoder, folder
+from data import files as shared
+from data.files import FormatError
 from data.toy_clicks import write_toy_criteo
-from dlrm_utils import CriteoFormatError, preprocess_criteo, shuffled_rows
+from dlrm_utils import preprocess_criteo, shuffled_rows
 
 ROWS = 60_000
 
@@ -34,15 +40,14 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(raw):
-    """The files that an undisturbed run makes, and the seconds it takes as a process of its own."""
-    start = time.perf_counter()
-    assert command(raw, raw.with_name("reference")).wait() == 0
-    return files(raw.with_name("reference")), time.perf_counter() - start
+    """The files that an undisturbed run makes."""
+    preprocess_criteo(raw, raw.with_name("reference"), progress=False)
+    return files(raw.with_name("reference"))
 
 
-def files(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+def files(place):
+    paths = [path for path in place.rglob("*") if path.is_file()]
+    return {str(path.relative_to(place)): path.read_bytes() for path in paths}
 
 
 def write_rows(path):
@@ -63,72 +68,85 @@ def command(raw, processed):
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+def kill_in_a_stage(raw, processed, seconds, kind=signal.SIGKILL):
+    """Start a run, wait until it has stages, and stop it so many seconds later."""
+    process = command(raw, processed)
+    stages = processed.with_name(f"{processed.name}.making") / folder.STAGES
+    while not stages.exists():  # not before: the imports take longer than the stages
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.send_signal(kind)
+    process.wait()
+    return stages.exists()
+
+
 # Over five seconds: processes are really killed, and each one first imports PyTorch.
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 and Ctrl-C by signal")
-@pytest.mark.parametrize("attempt", range(4))
-def test_killed_and_run_again_it_makes_the_same_bytes(raw, reference, tmp_path, attempt):
-    expected, seconds = reference
-    rng = random.Random(attempt)
-    kind = [signal.SIGKILL, signal.SIGINT][attempt % 2]
-    for _ in range(3):
-        process = command(raw, tmp_path / "p")
-        time.sleep(rng.uniform(0.4, 1.0) * seconds)
-        process.send_signal(kind)
-        process.wait()
-        assert not (tmp_path / "p").exists() or files(tmp_path / "p") == expected
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_run_again_it_makes_the_same_bytes(raw, reference, tmp_path, kind):
+    met = []
+    for seconds in (0.05, 0.2, 0.4):  # the stages of this file take half a second
+        met.append(kill_in_a_stage(raw, tmp_path / "p", seconds, kind))
+        if (tmp_path / "p").exists():
+            break
+    assert met[0]
     assert command(raw, tmp_path / "p").wait() == 0
-    assert files(tmp_path / "p") == expected
+    assert files(tmp_path / "p") == reference
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
-STAGES = ["_parsed", "_number_column", "_numbers_of"]
+STAGES = {  # what is called in each, and how often before it is stopped there
+    "reading": (criteo, "parsed", 3),
+    "numbering": (encoder, "write_names", 10),
+    "writing": (folder.Part, "numbers", 1),
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopped_in_a_stage_it_repeats_no_stage_before(
     raw, reference, tmp_path, monkeypatch, stage
 ):
-    original = {name: getattr(dlrm_utils, name) for name in [*STAGES, "_store"]}
-    monkeypatch.setattr(dlrm_utils, "PIECE", 1 << 20)
-
-    calls = []
-
-    def stops(*arguments):
-        calls.append(stage)
-        late = stage != "_parsed" or len(calls) > 3
-        if (late and stage != "_number_column") or len(list(tmp_path.rglob("C*.csv"))) > 10:
-            raise KeyboardInterrupt
-        return original[stage](*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dlrm_utils, stage, stops)
+    monkeypatch.setattr(shared, "PIECE", 1 << 20)
+    calls = watched(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        calls.stop_after = stage
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p.making"]
-    numbered = [
-        path.stem for path in (tmp_path / "p.making/dlrm_utils.stages").glob("*/ids/*.json")
-    ]
-    repeated = []
-    count = dlrm_utils._write_ids
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            dlrm_utils,
-            "_store",
-            lambda *a: repeated.append("text") or original["_store"](*a),
-        )
-        patch.setattr(dlrm_utils, "_write_ids", lambda *a: repeated.append("column") or count(*a))
-        preprocess_criteo(raw, tmp_path / "p", progress=False)
-    assert files(tmp_path / "p") == reference[0]
+    done = len(list((tmp_path / "p.making" / folder.STAGES).glob("*/ids/*.json")))
+    # Two tables are numbered at a time: some more than those that were let through are done.
+    assert done in {"reading": [0], "numbering": range(8, 20), "writing": [26]}[stage]
+    calls.clear()
+    preprocess_criteo(raw, tmp_path / "p", progress=False)
+    assert files(tmp_path / "p") == reference
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
-    assert repeated.count("text") == (stage == "_parsed")
-    assert repeated.count("column") == 26 - len(numbered)
-    assert len(numbered) == {"_parsed": 0, "_numbers_of": 26}.get(stage, len(numbered))
+    assert (calls["reading"] > 0) == (stage == "reading")
+    assert calls["numbering"] == 26 - done
+
+
+def watched(monkeypatch):
+    """Counts the calls in each stage; stops those of `stop_after` after some."""
+    calls = collections.Counter()
+    calls.stop_after = None
+    for stage, (place, name, most) in STAGES.items():
+        original = getattr(place, name)
+
+        def counted(*arguments, stage=stage, original=original, most=most):
+            if calls.stop_after == stage and calls[stage] == most:
+                calls.stop_after = None
+                raise KeyboardInterrupt
+            calls[stage] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(place, name, counted)
+    return calls
 
 
 def test_what_a_finished_run_left_is_removed(raw, reference, tmp_path):
     preprocess_criteo(raw, tmp_path / "p", progress=False)
-    (tmp_path / "p.making/dlrm_utils.stages/parts").mkdir(parents=True)
-    (tmp_path / "p.making/dlrm_utils.lock").touch()
+    (tmp_path / "p.making" / folder.STAGES / "parts").mkdir(parents=True)
+    (tmp_path / "p.making" / folder.LOCK).touch()
     preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
@@ -137,34 +155,33 @@ def test_what_is_not_ours_in_the_folder_of_stages_is_left(raw, reference, tmp_pa
     (tmp_path / "p.making").mkdir()
     (tmp_path / "p.making/lock").write_text("my own lock")
     before = files(tmp_path)
-    with pytest.raises(CriteoFormatError, match="p.making is in the way"):
+    with pytest.raises(FormatError, match="p.making is in the way"):
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert files(tmp_path) == before
 
 
 def test_a_file_put_there_meanwhile_outlives_the_run(raw, tmp_path, monkeypatch):
-    make = dlrm_utils._make
+    rename = os.rename
 
-    def made(*arguments):
-        make(*arguments)
+    def renamed(source, target):
+        rename(source, target)
         (tmp_path / "p.making/notes.txt").write_text("mine")
 
-    monkeypatch.setattr(dlrm_utils, "_make", made)
+    monkeypatch.setattr(os, "rename", renamed)
     preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert [path.name for path in (tmp_path / "p.making").iterdir()] == ["notes.txt"]
 
 
 def test_the_lock_outlives_the_stages(raw, tmp_path, monkeypatch):
     """Killed while it tidies up, a run must leave what the next one knows as ours."""
-    seen = []
-    rmtree = dlrm_utils.shutil.rmtree
+    seen, rmtree = [], shutil.rmtree
 
-    def watched(path, **options):
-        if path.name == dlrm_utils.STAGES:
-            seen.append((path.parent / dlrm_utils.LOCK).exists())
+    def seeing(path, **options):
+        if path.name == folder.STAGES:
+            seen.append((path.parent / folder.LOCK).exists())
         rmtree(path, **options)
 
-    monkeypatch.setattr(dlrm_utils.shutil, "rmtree", watched)
+    monkeypatch.setattr(shutil, "rmtree", seeing)
     preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert seen == [True] and not (tmp_path / "p.making").exists()
 
@@ -177,27 +194,33 @@ def test_nothing_is_left_by_a_call_while_another_error_is_handled(raw, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
+def write_small(path):
+    """A file in which three stages take a moment."""
+    write_toy_criteo(path, 700)
+    return path
+
+
 @pytest.mark.parametrize("error", [MemoryError, SystemExit, TypeError, OSError, KeyboardInterrupt])
-def test_stages_are_kept_after_any_error_but_wrong_rows(raw, tmp_path, monkeypatch, error):
+def test_stages_are_kept_after_any_error_but_wrong_rows(tmp_path, monkeypatch, error):
+    raw = write_small(tmp_path / "small.txt")
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(dlrm_utils, "_write_arrays", raises(error))
+        patch.setattr(folder.Part, "numbers", raises(error))
         preprocess_criteo(raw, tmp_path / "p", progress=False)
-    monkeypatch.setattr(dlrm_utils, "_write_ids", raises(AssertionError("numbered again")))
+    monkeypatch.setattr(encoder, "write_names", raises(AssertionError("numbered again")))
     preprocess_criteo(raw, tmp_path / "p", np.int64(1), progress=False)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
-def test_a_disk_that_is_really_full_is_said(raw, tmp_path, monkeypatch):
+def test_a_disk_that_is_really_full_is_said(tmp_path, monkeypatch):
     """Polars' own error, which has no errno: its parts go to a device that is full."""
-    parsed = dlrm_utils._parsed
+    raw, parsed = write_small(tmp_path / "small.txt"), criteo.parsed
 
     def on_a_full_disk(*arguments):
-        for path in tmp_path.glob("p.making/dlrm_utils.stages/*/unfinished"):
-            if not (path / "000000000").exists():
-                (path / "000000000").symlink_to("/dev/full")
+        for path in tmp_path.glob(f"p.making/{folder.STAGES}/*/unfinished"):
+            (path / "000000000").symlink_to("/dev/full")
         return parsed(*arguments)
 
-    monkeypatch.setattr(dlrm_utils, "_parsed", on_a_full_disk)
+    monkeypatch.setattr(criteo, "parsed", on_a_full_disk)
     with pytest.raises(OSError, match="the disk is full; make room, run this again"):
         preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert (tmp_path / "p.making").exists()
@@ -210,49 +233,40 @@ def raises(error):
     return function
 
 
-@pytest.mark.slow
-def test_stages_of_another_file_or_of_other_options_are_not_used(
-    raw, reference, tmp_path, monkeypatch
-):
-    write_toy_criteo(tmp_path / "other.txt", ROWS, seed=9)
+def test_stages_of_another_file_or_of_other_options_are_not_used(tmp_path, monkeypatch):
+    raw = write_small(tmp_path / "small.txt")
+    write_toy_criteo(tmp_path / "other.txt", 700, seed=9)
+    preprocess_criteo(raw, tmp_path / "undisturbed", progress=False)
     for source, min_count in [(tmp_path / "other.txt", 1), (raw, 5)]:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(dlrm_utils, "_write_arrays", raises(KeyboardInterrupt))
+            patch.setattr(folder.Part, "numbers", raises(KeyboardInterrupt))
             preprocess_criteo(source, tmp_path / "p", min_count, progress=False)
     preprocess_criteo(raw, tmp_path / "p", progress=False)
-    assert files(tmp_path / "p") == reference[0]
-
-
-def test_stages_of_other_options_are_not_used_for_a_small_file(tmp_path, monkeypatch):
-    write_toy_criteo(tmp_path / "small.txt", 700)
-    preprocess_criteo(tmp_path / "small.txt", tmp_path / "undisturbed", progress=False)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dlrm_utils, "_write_arrays", raises(KeyboardInterrupt))
-        preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", min_count=5, progress=False)
-    preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
     assert files(tmp_path / "p") == files(tmp_path / "undisturbed")
 
 
 def test_stages_of_another_form_are_not_used_and_go(tmp_path, monkeypatch):
-    """As a version of the module that wrote other files left them."""
-    write_toy_criteo(tmp_path / "small.txt", 700)
+    """As a version of the room that wrote other files left them."""
+    raw = write_small(tmp_path / "small.txt")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(dlrm_utils, "STAGE_VERSION", "Arrow")
-        patch.setattr(dlrm_utils, "_write_arrays", raises(KeyboardInterrupt))
-        preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
-    for part in tmp_path.glob("p.making/dlrm_utils.stages/*/parts/*/*"):
+        patch.setattr(folder, "STAGE_VERSION", "Arrow")
+        patch.setattr(folder.Part, "numbers", raises(KeyboardInterrupt))
+        preprocess_criteo(raw, tmp_path / "p", progress=False)
+    for part in tmp_path.glob(f"p.making/{folder.STAGES}/*/parts/*/*"):
         part.write_text("another form")
-    preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
+    preprocess_criteo(raw, tmp_path / "p", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "small.txt"]
 
 
 def test_what_gets_its_name_lies_on_the_disk(tmp_path, monkeypatch):
-    """A power cut after a rename finds whole files: all that is renamed was flushed before."""
-    flushed, real_fsync, moved = set(), os.fsync, []
+    """A power cut finds whole files under their names: what is renamed was flushed before, and
+    the folder that then holds its name is flushed after."""
+    flushed, real_fsync, moved, named = set(), os.fsync, [], set()
 
     def fsync(descriptor):
         real_fsync(descriptor)
         flushed.add(os.fstat(descriptor).st_ino)
+        named.discard(os.fstat(descriptor).st_ino)
 
     def checked(move):
         def function(source, target):
@@ -261,6 +275,7 @@ def test_what_gets_its_name_lies_on_the_disk(tmp_path, monkeypatch):
             for path in [source, *source.rglob("*")]:
                 assert path.stat().st_ino in flushed, f"{path} is not flushed"
             move(source, target)
+            named.add(Path(target).parent.stat().st_ino)
 
         return function
 
@@ -268,46 +283,84 @@ def test_what_gets_its_name_lies_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", checked(os.replace))
     monkeypatch.setattr(os, "rename", checked(os.rename))
     write_rows(tmp_path / "small.txt")
-    data = preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
-    settings = {"embedding_dim": 2, "bottom_mlp": [], "top_mlp": []}
-    model = dlrm_utils.load_notebook().DLRM(data.table_sizes, **settings)
-    dlrm_utils.save_model(tmp_path / "model", settings, model, data)
+    preprocess_criteo(tmp_path / "small.txt", tmp_path / "p", progress=False)
     assert len(moved) > 30
+    still = {path.stat().st_ino for path in [tmp_path, *tmp_path.rglob("*")]}
+    assert not named & still, "a folder whose new name may be lost"
 
 
-def test_a_full_disk_is_said_and_finished_stages_are_kept(raw, reference, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_and_finished_stages_are_kept(tmp_path, monkeypatch):
+    raw = write_small(tmp_path / "small.txt")
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(dlrm_utils, "_write_arrays", raises(full))
+        patch.setattr(folder.Part, "numbers", raises(full))
         with pytest.raises(OSError, match="the disk is full; make room, run this again"):
             preprocess_criteo(raw, tmp_path / "p", progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["p.making"]
-    monkeypatch.setattr(dlrm_utils, "_store", raises(AssertionError("read again")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.making", "small.txt"]
+    monkeypatch.setattr(criteo, "frames", raises(AssertionError("read again")))
     preprocess_criteo(raw, tmp_path / "p", progress=False)
-    assert files(tmp_path / "p") == reference[0]
+    monkeypatch.undo()
+    preprocess_criteo(raw, tmp_path / "undisturbed", progress=False)
+    assert files(tmp_path / "p") == files(tmp_path / "undisturbed")
 
 
+# ---- Two that want the same folder ---------------------------------------------------------------
+
+
+# Over five seconds: two processes import PyTorch.
 @pytest.mark.slow
-def test_a_second_process_is_told_to_wait(raw, tmp_path):
+def test_a_second_process_waits_says_for_what_and_opens_it(raw, reference, tmp_path):
     (tmp_path / "p.making").mkdir()
-    with FileLock(tmp_path / "p.making/dlrm_utils.lock"):
+    with FileLock(tmp_path / "p.making" / folder.LOCK):
         process = command(raw, tmp_path / "p")
-        assert process.wait() == 1 and b"another process is making" in process.stderr.read()
-    assert command(raw, tmp_path / "p").wait() == 0
+        said = process.stderr.readline().decode()
+        assert f"waiting for another process: it makes {tmp_path / 'p'}" in said
+        shutil.copytree(raw.with_name("reference"), tmp_path / "p")  # the other one is done
+        changed = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*")}
+    assert process.wait() == 0
+    assert changed == {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*")}
+    assert [path.name for path in tmp_path.iterdir()] == ["p"] and files(tmp_path / "p")
 
 
 @pytest.mark.slow
-def test_two_started_together_leave_one_right_folder(raw, reference, tmp_path):
+def test_two_started_together_both_open_one_right_folder(raw, reference, tmp_path):
     processes = [command(raw, tmp_path / "p") for _ in range(2)]
-    codes = [process.wait() for process in processes]
-    assert 0 in codes and files(tmp_path / "p") == reference[0]
+    said = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "Traceback" not in "".join(said)
+    assert files(tmp_path / "p") == reference
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_who_waits_for_one_that_fails_makes_the_folder_itself(tmp_path, monkeypatch):
+    """In threads, since it is the lock that counts: the first stops, the second goes on."""
+    raw, first = write_small(tmp_path / "small.txt"), threading.Event()
+    numbers = folder.Part.numbers
+
+    def stops_once(part, encoder):
+        if not first.is_set():
+            first.set()
+            time.sleep(0.3)  # the other one comes to the lock
+            raise KeyboardInterrupt
+        return numbers(part, encoder)
+
+    monkeypatch.setattr(folder.Part, "numbers", stops_once)
+    with ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(preprocess_criteo, raw, tmp_path / "p", progress=False)
+        first.wait()
+        other = pool.submit(preprocess_criteo, raw, tmp_path / "p", progress=False)
+        assert isinstance(failing.exception(), KeyboardInterrupt)
+        assert len(other.result()) == 700
+
+
+# ---- Packed and damaged files --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", ["train.txt.gz", "dac.tar.gz", "dac.tgz"])
 def test_packed_input_gives_the_same_rows(raw, reference, tmp_path, packed):
     pack(raw, tmp_path, packed)
     preprocess_criteo(tmp_path / packed, tmp_path / "p", progress=False)
-    made, plain = files(tmp_path / "p"), dict(reference[0])
+    made, plain = files(tmp_path / "p"), dict(reference)
     assert made.pop("source.json") != plain.pop("source.json") and made == plain
     assert not (tmp_path / "p.making").exists()
 
@@ -333,7 +386,7 @@ def test_a_damaged_archive_is_refused(raw, tmp_path, packed, damage):
         content[middle : middle + 9] = b"123456789"
     content = {"cut": content[:middle], "changed": content, "text": b"1\t2\n" * 99}[damage]
     (tmp_path / packed).write_bytes(content)
-    with pytest.raises(CriteoFormatError, match=packed):
+    with pytest.raises(FormatError, match=packed):
         preprocess_criteo(tmp_path / packed, tmp_path / "p", progress=False)
     assert not (tmp_path / "p").exists() and not (tmp_path / "p.making").exists()
 
@@ -342,7 +395,7 @@ def test_an_archive_without_train_txt_is_refused(tmp_path):
     (tmp_path / "readme.txt").write_text("no data")
     with tarfile.open(tmp_path / "dac.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "readme.txt", "readme.txt")
-    with pytest.raises(CriteoFormatError, match="holds no train.txt"):
+    with pytest.raises(FormatError, match="holds no file train.txt"):
         preprocess_criteo(tmp_path / "dac.tar.gz", tmp_path / "p", progress=False)
 
 
@@ -351,15 +404,15 @@ def test_an_archive_without_train_txt_is_refused(tmp_path):
 def test_pieces_of_any_length_give_the_same_bytes(tmp_path, monkeypatch, length):
     write_toy_criteo(tmp_path / "toy.txt", 300)
     whole = preprocess_criteo(tmp_path / "toy.txt", tmp_path / "whole", progress=False)
-    monkeypatch.setattr(dlrm_utils, "PIECE", length)
+    monkeypatch.setattr(shared, "PIECE", length)
     cut = preprocess_criteo(tmp_path / "toy.txt", tmp_path / "cut", progress=False)
     assert files(whole.path) == files(cut.path)
 
 
 def test_a_file_of_one_endless_line_is_refused_before_it_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(dlrm_utils, "PIECE", 1_000)
+    monkeypatch.setattr(shared, "PIECE", 1_000)
     (tmp_path / "long.txt").write_bytes("\t".join(SOUND).encode() + b"\n" + b"1" * 10_000)
-    with pytest.raises(CriteoFormatError, match="line 2, column 1: over 1,000 bytes"):
+    with pytest.raises(FormatError, match="line 2, column 1: over 1,000 bytes"):
         preprocess_criteo(tmp_path / "long.txt", tmp_path / "p", progress=False)
 
 
@@ -412,8 +465,8 @@ def test_the_fast_path_accepts_and_reads_what_the_format_allows(pieces, place, c
     expected = parsed_slowly(line)
     text = b"\n".join([line] * 2) + b"\n" * ended
     try:
-        frame = dlrm_utils._parsed(text, "x", 5)
-    except CriteoFormatError as error:
+        frame = criteo.parsed(text, "x", 5)
+    except FormatError as error:
         assert expected is None and str(error).startswith("x, line 5, column ")
         return
     categories = [None if field is None else int(field, 16) for field in frame.row(1)[14:]]
@@ -428,28 +481,28 @@ def test_random_bytes_in_a_file_are_read_by_the_rule_or_refused(noise, place):
     lines = text.removesuffix(b"\n").split(b"\n")
     wrong = [number for number, line in enumerate(lines, 1) if parsed_slowly(line) is None]
     try:
-        frame = dlrm_utils._parsed(text, "x", 1)
-    except CriteoFormatError as error:
+        frame = criteo.parsed(text, "x", 1)
+    except FormatError as error:
         assert str(error).startswith(f"x, line {wrong[0]}, column ")
         return
     assert not wrong and len(frame) == len(lines)
 
 
 def test_work_in_threads_keeps_order_raises_and_does_not_run_ahead():
-    squares = dlrm_utils._in_order(lambda k: k * k, range(100), threads=3)
+    squares = shared.in_order(lambda k: k * k, range(100), threads=3)
     assert list(squares) == [k * k for k in range(100)]
-    assert list(dlrm_utils._in_order(str, [], threads=3)) == []
+    assert list(shared.in_order(str, [], threads=3)) == []
 
     def breaks():
         yield 1
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(dlrm_utils._in_order(str, breaks(), threads=1))
+        list(shared.in_order(str, breaks(), threads=1))
     with pytest.raises(ZeroDivisionError):
-        list(dlrm_utils._in_order(lambda k: 1 / k, [1, 0], threads=2))
+        list(shared.in_order(lambda k: 1 / k, [1, 0], threads=2))
     made = []
-    for item in dlrm_utils._in_order(int, (made.append(k) or k for k in range(1000)), threads=2):
+    for item in shared.in_order(int, (made.append(k) or k for k in range(1000)), threads=2):
         if item == 3:
             break
     assert len(made) < 20  # memory stays bounded however long the input

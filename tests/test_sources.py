@@ -46,7 +46,7 @@ def other_run(tmp_path_factory):
     The one execution besides nbval's: small, but whole. At its end stand the exercises' solutions.
     """
     folder = tmp_path_factory.mktemp("other")
-    for name in ("DLRM.ipynb", "dlrm_utils.py", "dlrm_torchrec.py"):
+    for name in ("DLRM.ipynb", "dlrm_utils.py", "dlrm_models.py", "dlrm_torchrec.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "figures", folder / "figures")
     (folder / "data").mkdir()

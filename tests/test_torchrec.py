@@ -17,11 +17,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from data.toy_clicks import write_toy_criteo
-from dlrm_utils import Batch, load_criteo, preprocess_criteo, to_offsets
+from dlrm_utils import (
+    Batch,
+    FrameEncoder,
+    load_criteo,
+    preprocess_criteo,
+    preprocess_table,
+    to_offsets,
+)
 from test_stacked import unstacked_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,17 +104,17 @@ def processed(tmp_path_factory):
     return raw.with_suffix("")
 
 
-def test_keyed_jagged_counts_lengths():
-    pytest.importorskip("torchrec")
-    from dlrm_torchrec import to_keyed_jagged
-
+def test_keyed_jagged_counts_lengths(program):
     bags = [[[1, 2], [], [3]], [[0], [4, 4, 4], []]]
     indices, offsets = zip(*map(to_offsets, bags), strict=True)
-    keyed = to_keyed_jagged(Batch(torch.zeros(3, 1), list(indices), list(offsets), None))
+    batch = Batch(torch.zeros(3, 1), list(indices), list(offsets), torch.ones(3))
+    keyed = program.keyed(batch)
     for t, column in enumerate(bags):
-        part = keyed[f"t{t}"]
+        part = keyed.indices[f"t{t}"]
         assert [bag.tolist() for bag in part.to_dense()] == column
         assert part.lengths().tolist() == [len(bag) for bag in column]
+    assert not isinstance(keyed, Batch)  # that one's checks are for offsets
+    assert torch.equal(keyed.to("cpu").dense, batch.dense) and keyed.labels is batch.labels
 
 
 def test_without_torchrec_the_import_says_what_is_missing(monkeypatch):
@@ -191,7 +199,7 @@ def test_a_kill_while_saving_costs_nothing_saved(
     more = options(processed, tmp_path, stop=50)
     assert f"starting from step {last} of" in succeed("train", 1, *more)
     steps = {"step-000000040", "step-000000050"}
-    assert {path.name for path in tmp_path.iterdir()} - {"losses.json"} == steps
+    assert {path.name for path in tmp_path.iterdir()} == steps
 
 
 def lines_of(launch, command_lines):
@@ -228,6 +236,14 @@ def test_wrong_use_is_told_by_one_rank_and_ends_all(program, launch, succeed, pr
         "rank 0: .*it was made with .*'learning_rate': 0.05.*not with .*0.5": options(
             processed, good, learning_rate=0.5
         ),
+        "rank 0: .*it was made with .*'relu_after_bottom': False.*not with .*True": [
+            *options(processed, good),
+            "--relu-after-bottom",
+        ],
+        "rank 0: .*step-000000020 cannot be used.*'relu_after_bottom': False.*with .*True": [
+            *options(processed, tmp_path / "new", weights=good / "step-000000020"),
+            "--relu-after-bottom",
+        ],
         "rank 0: .*half.step-000000020 cannot be used; delete it": options(
             processed, tmp_path / "half"
         ),
@@ -272,17 +288,33 @@ def test_more_ranks_than_rows_of_a_table(launch, processed, tmp_path):
 
 
 def test_the_command_line_is_read_by_rank_0(program, monkeypatch, capsys):
-    for rank, complaint in (("0", "name the processed Criteo folder"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as end:
-            program.parsed([])
-        told = capsys.readouterr().err
-        assert end.value.code == 2 and (complaint in told if complaint else not told)
+    wrong = {
+        "": "name the processed folder",
+        "x --every 0": "--every must be above 0, not 0",
+        "x --learning-rate nan": "--learning-rate must be above 0, not nan",
+        "x --learning-rate inf": "--learning-rate must be above 0, not inf",
+        "x --learning-rate -1": "--learning-rate must be above 0, not -1.0",
+        "x --batch-size 0": "--batch-size must be above 0, not 0",
+        "x --epochs 0": "--epochs must be above 0",
+        "x --stop -3": "--stop must be above 0",
+        "x --width 0": "--width must be above 0",
+        "x --bottom 16 0": "--bottom must be above 0, not [16, 0]",
+        "--plan-only 0": "--plan-only must be above 0",
+        "x --every 2.5": "argument --every: invalid int value: '2.5'",
+    }
+    for command_line, complaint in wrong.items():
+        for rank in "01":
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(SystemExit) as end:
+                program.parsed(command_line.split())
+            told = capsys.readouterr().err
+            assert end.value.code == 2 and told.count("\n") == (2 if rank == "0" else 0)
+            assert complaint in told or rank == "1"
 
 
 def table_of(text):
     """A printed plan: for each strategy ms, GiB on the fullest and emptiest GPU, empty GPUs."""
-    rows = re.findall(r"^([a-z-]+) +([\d,.]+) +([\d.]+) +([\d.]+) +(\d+)$", text, re.MULTILINE)
+    rows = re.findall(r"^([a-z-]+) +([\d,.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     return {name: [float(part.replace(",", "")) for part in numbers] for name, *numbers in rows}
 
 
@@ -295,11 +327,10 @@ def test_plans_for_clusters_that_are_not_there(program, launch, succeed):
         assert ms > 0 and emptiest < mean + 0.01 and mean - 0.01 < fullest < 80 and empty == 0
     biggest = max(program.TERABYTE_TABLE_SIZES) * 128 * 4 / 2**30
     assert eight["table-wise"][1] >= biggest > eight["row-wise"][1]
-    assert f"Take {min(eight, key=eight.get)}: " in text
     sixty_four = table_of(succeed("plan", 1, "--plan-only", 64))
     assert sixty_four["table-wise"][2:] == [0, 64 - 26]
     assert all(sixty_four[name][3] == 0 for name in program.STRATEGIES if name != "table-wise")
-    fewer = table_of(succeed("plan", 1, "--plan-only", 8, "--batch-size", 1024))
+    fewer = table_of(succeed("plan", 1, "--plan-only", 8, "--batch-size", 512))
     assert all(fewer[name][0] < eight[name][0] for name in eight)
     codes, _, stderr = launch("plan", 1, "--plan-only", 1)
     assert codes == [1] and "It does not fit on 1 GPUs" in stderr[0]
@@ -371,3 +402,81 @@ def test_one_bar_and_a_lost_process_under_torchrun(program, succeed, processed, 
     assert np.allclose(one, other, atol=1e-6)
     one, other = (program.to_notebook(end) for end in ends)
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+# ---- Other folders, and the form of the bottom MLP ----
+
+
+def test_the_published_form_trains_as_the_notebooks_and_its_checkpoint_says_so(
+    program, succeed, notebook, processed, tmp_path
+):
+    command = [*options(processed, tmp_path, stop=20), "--relu-after-bottom"]
+    losses = json.loads(succeed("train", 2, *command).splitlines()[-1])
+    for name in ("step-000000000", "step-000000020"):
+        with pytest.raises(ValueError, match="made with.*'relu_after_bottom': True"):
+            program.to_notebook(tmp_path / name)
+    first = program.to_notebook(tmp_path / "step-000000000", relu_after_bottom=True)
+    data, expected = load_criteo(processed), {}
+    rows = data.train[: len(data.train) // BATCH_SIZE * BATCH_SIZE]
+    for published in (True, False):
+        model = notebook.DLRM(data.table_sizes, 8, *LAYERS, relu_after_bottom=published)
+        model.load_state_dict(first)
+        own = notebook.RowAdagrad(model.parameters(), lr=RATE)
+        expected[published] = notebook.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
+    assert np.allclose(losses, expected[True], atol=1e-5)
+    assert not np.allclose(losses, expected[False], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def own_table(tmp_path_factory):
+    """A folder of two numbers, three names and bags; 571 rows of validation."""
+    folder, rng, rows = tmp_path_factory.mktemp("own"), np.random.default_rng(0), 7 * 1143 - 3
+    frame = pl.DataFrame(
+        {
+            "age": rng.normal(size=rows),
+            "visits": rng.integers(0, 50, rows),
+            **{name: rng.integers(0, 20, rows).astype(str) for name in "abc"},
+            "tags": [rng.integers(0, 9, k).astype(str).tolist() for k in rng.integers(0, 4, rows)],
+        }
+    ).with_columns(click=(pl.col("age") + pl.Series(rng.normal(size=rows)) > 0).cast(pl.Int8))
+    encoder = FrameEncoder(["age"], list("abc"), ["tags"], "click", counts=["visits"])
+    return preprocess_table(frame, folder / "data", encoder=encoder, progress=False)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_table_of_ones_own_is_trained_on_and_scored_to_its_last_row(
+    program, succeed, notebook, own_table, tmp_path, ranks
+):
+    """Other numbers than 13, bags, and validation rows that two processes cannot share evenly."""
+    assert len(own_table.validation) == 571
+    told = succeed("train", ranks, *options(own_table.path, tmp_path, stop=20))
+    losses, step = (
+        json.loads(told.splitlines()[-1]),
+        r"step 20 of .* log loss ([\d.]+), AUC ([\d.]+)",
+    )
+    model = notebook.DLRM(own_table.table_sizes, 8, *LAYERS, num_dense=2)
+    model.load_state_dict(program.to_notebook(tmp_path / "step-000000000"))
+    own = notebook.RowAdagrad(model.parameters(), lr=RATE)
+    rows = own_table.train[: len(own_table.train) // BATCH_SIZE * BATCH_SIZE]
+    expected = notebook.train(model, own_table.batch, rows, own, BATCH_SIZE, stop=20)
+    assert np.allclose(losses, expected, atol=1e-5)
+    scores = notebook.evaluate(model, own_table.batch(own_table.validation))
+    found = [float(part) for part in re.search(step, told).groups()]
+    assert np.allclose(found, [scores["log_loss"], scores["auc"]], atol=1e-4)
+    one_less = notebook.evaluate(model, own_table.batch(own_table.validation[:-1]))
+    about = json.loads((tmp_path / "step-000000020/about.json").read_text())
+    gaps = [abs(about["history"][-1][1] - each["log_loss"]) for each in (scores, one_less)]
+    assert gaps[0] < 1e-6 < gaps[1]
+
+
+def test_a_table_without_label_or_names_is_refused(launch, own_table, tmp_path):
+    frame = pl.DataFrame({"x": np.arange(70.0), "a": ["u", "v"] * 35, "y": [0, 1] * 35})
+    folders = []
+    for place, columns in enumerate([("a", None), ((), "y")]):
+        encoder = FrameEncoder(["x"], *columns[:1], label=columns[1])
+        folders.append(tmp_path / str(place))
+        preprocess_table(frame, folders[-1], encoder=encoder, progress=False)
+    commands = [options(folder, tmp_path / "new", batch_size=2) for folder in folders]
+    for ends in lines_of(launch, commands):
+        told = [end for end in ends if isinstance(end, str)]
+        assert len(told) == 1 and "lacks a label, categories, or validation rows" in told[0]

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import dlrm_models
 import dlrm_torchrec as program
 import dlrm_utils
 
-BOOK = dlrm_utils.load_notebook()  # once: the processes are forks of the one that imported this
+BOOK = dlrm_models.load_notebook()  # once: the processes are forks of the one that imported this
 CPU = torch.device("cpu")
 
 
@@ -25,7 +26,7 @@ def start(job, rank, world, port, output, arguments):
         os.environ[name] = str(rank)
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ[name] = str(world)
-    dlrm_utils.load_notebook = lambda: BOOK
+    program.load_notebook = lambda names: BOOK
     job(*(text.replace("{rank}", str(rank)) for text in arguments))
     sys.stdout.flush()
 
@@ -74,10 +75,11 @@ def pass_on(source, target, *arguments):
     arguments = program.parsed(arguments)
     dist.init_process_group("gloo")
     data = dlrm_utils.load_criteo(arguments.processed)
-    model, optimizer = program.sharded_model(BOOK, data.table_sizes, arguments, CPU)
-    state = program.state_of(model, optimizer)
-    program.load(Path(source), state)
-    program.save(Path(target), state, dict(step=7, settings={}))
+    sizes = len(data.encoder.numeric), data.table_sizes
+    model, optimizer = program.sharded_model(BOOK, *sizes, arguments, CPU)
+    state, form = program.state_of(model, optimizer), {"relu_after_bottom": False}
+    about = program.load(Path(source), state, form)
+    program.save(Path(target), state, about | dict(step=7))
 
 
 def refusals(*command_lines):

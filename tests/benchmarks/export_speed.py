@@ -3,13 +3,18 @@
 The film model (5 tables) and 26 tables of at most 100,000 rows; 1, 7, 1,000 and 10,000 rows; one
 id a bag, and bags of 0 to 4 ids. One thread each, medians; the largest difference from PyTorch.
 
+Then where the time goes, operator by operator, with 10,000 rows of one id a bag.
+
     python tests/benchmarks/export_speed.py [--largest ROWS]
 
-Writes figures/measured/export_speed.csv, unless --largest stops before 10,000 rows. Two minutes.
+Writes figures/measured/export_speed.csv and export_operators.csv, unless --largest stops before
+10,000 rows. Three minutes.
 """
 
 import argparse
+import collections
 import functools
+import json
 import logging
 import tempfile
 import time
@@ -18,8 +23,10 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from shared import dlrm_utils, notebook, save
 
@@ -85,6 +92,44 @@ def measure(largest):
     return pd.DataFrame(measured)
 
 
+def by_operator(calls=20, rows=10_000):
+    """Milliseconds a batch of each operator, in appendix A's file and in PyTorch."""
+    found = []
+    for name, (sizes, num_dense) in MODELS.items():
+        model = notebook.DLRM(sizes, 16, [16], [32], num_dense=num_dense)
+        inputs = drawn_batch(sizes, num_dense, rows, False)[:3]
+        with tempfile.TemporaryDirectory() as folder:
+            notebook.export(model, drawn_batch(sizes, num_dense, 5, True), f"{folder}/model")
+            spent = {"appendix A": _in_onnxruntime(folder, inputs, calls)}
+        with profile(activities=[ProfilerActivity.CPU]) as told:
+            for _ in range(calls):
+                model(*inputs)
+        spent["PyTorch"] = {e.key: e.self_cpu_time_total for e in told.key_averages()}
+        for way, operators in spent.items():
+            for operator, microseconds in operators.items():
+                ms = microseconds / calls / 1000
+                found.append(dict(model=name, rows=rows, way=way, operator=operator, ms=ms))
+    return pd.DataFrame(found).query("ms >= 0.1").round(2)
+
+
+def _in_onnxruntime(folder, inputs, calls):
+    """Microseconds of each operator over some calls, as onnxruntime's profiler counts them."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling = 1, True
+    options.profile_file_prefix = f"{folder}/profile"
+    session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
+    dense, indices, offsets = inputs
+    names = [entry.name for entry in session.get_inputs()]
+    feed = dict(zip(names, (t.numpy() for t in (dense, *indices, *offsets)), strict=True))
+    for _ in range(calls):
+        session.run(None, feed)
+    spent = collections.Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get("cat") == "Node" and "op_name" in event["args"]:
+            spent[event["args"]["op_name"]] += event["dur"]
+    return spent
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--largest", type=int, default=10_000, help="rows of the largest batch")
@@ -100,6 +145,10 @@ def main():
     table["ms"] = table["ms"].round(3)
     table["difference"] = table["difference"].map("{:.0e}".format)
     save(table, "export_speed", largest >= 10_000)
+    with torch.no_grad():
+        operators = by_operator(rows=largest)
+    print(operators.to_string(index=False))
+    save(operators, "export_operators", largest >= 10_000)
 
 
 if __name__ == "__main__":

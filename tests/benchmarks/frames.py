@@ -1,4 +1,4 @@
-"""Speed of what a table of one's own needs: FrameEncoder, Batch.take, to_offsets, in one process.
+"""Speed of what a table of one's own needs: FrameEncoder, Batch, to_offsets, one line of Criteo's.
 
 python tests/benchmarks/frames.py [ROWS] [OTHER.py]   a million rows; another version of dlrm_utils
 """
@@ -6,6 +6,7 @@ python tests/benchmarks/frames.py [ROWS] [OTHER.py]   a million rows; another ve
 import importlib.util
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from data.toy_clicks import write_toy_criteo  # noqa: E402
+
 NUMBERS = [f"number {k}" for k in range(13)]
 NAMES = [f"name {k}" for k in range(26)]
 
@@ -59,6 +62,32 @@ def main(rows=1_000_000, path=ROOT / "dlrm_utils.py"):
         f"fit {fit:.2f} s, transform {transform:.2f} s, peak memory {peak:.2f} GB, sum of ids {ids}"
     )
     print(f"Batch.take of 256 rows {take * 1e3:.1f} ms; to_offsets of as many ids {offsets:.2f} s")
+    few = batch.take(range(128))
+    made, checked, line = median(
+        lambda: module.one_id_each(few.dense, few.indices),
+        lambda: module.Batch(*few),
+        one_line(module),
+    )
+    print(f"128 rows: one_id_each {made:.3f} ms, Batch(...) with its checks {checked:.3f} ms")
+    print(f"one raw line of Criteo's to a Batch {line:.3f} ms")
+
+
+def median(*functions):
+    """Milliseconds of the median of 200 calls of each function, after a first one."""
+    return [
+        1e3 * np.median([seconds(function)[0] for _ in range(201)][1:]) for function in functions
+    ]
+
+
+def one_line(module):
+    """A function that encodes one line by the vocabularies of 20,000 toy clicks."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder, "toy.txt")
+        write_toy_criteo(raw, 20_000)
+        data = module.preprocess_criteo(raw, raw.with_name("p"), progress=False)
+        line = raw.read_text().split("\n", 1)[0]
+        data.encode([line])  # the vocabularies are read now
+    return lambda: data.encode([line])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Peak memory of numbering one column: with the same names it must not grow with the rows.
+"""Numbering one table's names: seconds and memory follow the names, not the rows.
 
 python tests/benchmarks/numbering.py                     50, 100, 200 million rows, a million names
-python tests/benchmarks/numbering.py ROWS MILLION_NAMES  in millions: 330 300 needs 5 GB of memory
+python tests/benchmarks/numbering.py ROWS MILLION_NAMES  in millions: 330 300 needs 12 GB of disk
 """
 
 import re
@@ -17,10 +17,10 @@ import polars as pl
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import dlrm_utils  # noqa: E402
+from data import folder  # noqa: E402
 
 SIZES = [(50, 1), (100, 1), (200, 1)]
-PIECE = 1_000_000  # rows of a file
+PART = 131_072  # rows that have one dictionary
 MILLION = 1_000_000
 
 
@@ -30,37 +30,37 @@ def own_memory():
     return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1e6
 
 
-def write_column(folder, rows, names):
-    """A column's pieces as stage 1 leaves them; every name at least once, if there are rows."""
-    folder.mkdir(parents=True)
+def dictionaries(rows, names):
+    """What stage 1 leaves of a column of 32-bit names: of each part its names and their counts."""
     factor = np.uint64(2654435761)  # odd, so different places get different names
-    for start in range(0, rows, PIECE):
-        place = np.arange(start, start + PIECE, dtype=np.uint64) % np.uint64(names)
-        values = (place * factor % np.uint64(1 << 32)).astype(np.uint32)
-        row = np.arange(start, start + PIECE)
-        pl.DataFrame({"0": values, "row": row}).write_parquet(folder / f"{start:012}")
-    return sorted(folder.iterdir())
+    for start in range(0, rows, PART):
+        place = np.arange(start, min(start + PART, rows), dtype=np.uint64) % np.uint64(names)
+        distinct, counts = np.unique(place * factor % np.uint64(1 << 32), return_counts=True)
+        texts = pl.Series(distinct).cast(pl.String).str.zfill(10)
+        yield pl.DataFrame({"name": texts, "count": counts.astype(np.uint32)})
 
 
 def number(rows, names):
-    """Print seconds and the most memory of one column's stage 2."""
-    with tempfile.TemporaryDirectory() as folder:
-        parts = write_column(Path(folder) / "parts", rows, names)
-        most, done = [own_memory()], threading.Event()
+    """Print seconds and the most memory of one table's stage 2."""
+    most, done = [own_memory()], threading.Event()
 
-        def watch():
-            while not done.wait(0.05):
-                most.append(own_memory())
+    def watch():
+        while not done.wait(0.05):
+            most.append(own_memory())
 
-        threading.Thread(target=watch, daemon=True).start()
-        start = time.perf_counter()
-        counts, source = (rows * 6 // 7, rows), {"min_count": 1}
-        with dlrm_utils._engine(parts, Path(folder) / "spilled") as engine:
-            dlrm_utils._number_column(engine, Path(folder), 0, "0", counts, source)
-        seconds = time.perf_counter() - start
-        done.set()
+    entries = sum(min(PART, rows - start, names) for start in range(0, rows, PART))
+    size = (10 + folder.ENTRY) * entries
+    threading.Thread(target=watch, daemon=True).start()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as spilled:
+        kept, ids = folder.merged(dictionaries(rows, names), size, Path(spilled) / "spilled")
+        found = sum(map(len, kept))
+    seconds = time.perf_counter() - start
+    done.set()
+    assert found == min(rows, names) and len(ids) == entries
+    where = "on the disk" if size > folder.MERGE_MEMORY else "in memory"
     memory = f"{most[0]:.2f} GB before, {max(most):.2f} at most"
-    print(f"{rows:>11,} rows, {names:>11,} names: {seconds:6.1f} s, RssAnon {memory}", flush=True)
+    print(f"{rows:>11,} rows, {names:>11,} names, {where}: {seconds:6.1f} s, RssAnon {memory}")
 
 
 def main(arguments=None):

@@ -23,11 +23,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import dlrm_utils  # noqa: E402  (it lies in the folder that was just put on the path)
+import dlrm_models  # noqa: E402  (it lies in the folder that was just put on the path)
+import dlrm_utils  # noqa: E402
 from data import toy_clicks  # noqa: E402
 from data.movielens import fetch_movielens  # noqa: E402
 
-notebook = dlrm_utils.load_notebook()
+notebook = dlrm_models.load_notebook()
 MEASURED = ROOT / "figures/measured"
 BATCH_SIZE = 256
 LAYERS = {"small": ([64], [64]), "paper": ([512, 256, 64], [512, 256])}  # bottom MLP, top MLP

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import dlrm_models  # noqa: E402
 import dlrm_utils  # noqa: E402
 from data import toy_clicks  # noqa: E402
 
-book = dlrm_utils.load_notebook()
+book = dlrm_models.load_notebook()
 torch.sparse.check_sparse_tensor_invariants.disable()
 ORDERS = {
     "plain permutation": lambda rows, seed: np.random.default_rng(seed).permutation(rows),

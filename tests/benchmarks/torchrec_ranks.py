@@ -1,6 +1,8 @@
-"""dlrm_torchrec.py: losses beside the notebook's, memory of a checkpoint, kills, speed, plans."""
+"""dlrm_torchrec.py: memory of a checkpoint, kills, speed, plans.
 
-import json
+Its losses beside the notebook's are in tests/test_torchrec.py.
+"""
+
 import os
 import re
 import signal
@@ -10,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -20,7 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import dlrm_torchrec as program  # noqa: E402
 import dlrm_utils  # noqa: E402
 from data import toy_clicks  # noqa: E402
-from test_torchrec import BATCH_SIZE, LAYERS, RATE, options  # noqa: E402
+from dlrm_models import load_notebook  # noqa: E402
+from test_torchrec import options  # noqa: E402
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -34,26 +36,6 @@ def printed(command):
     """What a command prints to its end."""
     result = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
     return result.stdout
-
-
-def differences(book, processed, folder):
-    """The largest difference of a loss to the notebook's over 20 steps."""
-    data = dlrm_utils.load_criteo(processed)
-    rows = data.train[: len(data.train) // BATCH_SIZE * BATCH_SIZE]
-    for sharding, optimizer in (("table-wise", "row-wise-adagrad"), ("row-wise", "sgd")):
-        for ranks in (1, 2, 4):
-            run = folder / f"{sharding}{ranks}"
-            more = dict(sharding=sharding, optimizer=optimizer, stop=20)
-            printed(torchrun(ranks, *options(processed, run, **more)))
-            model = book.StackedDLRM(data.table_sizes, 8, *LAYERS)
-            start = program.to_notebook(run / "step-000000000")
-            model.load_state_dict(book.stacked_state(start))
-            kind = torch.optim.SGD if optimizer == "sgd" else book.RowAdagrad
-            own = kind(model.parameters(), lr=RATE)
-            expected = book.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
-            losses = json.loads((run / "losses.json").read_text())
-            worst = np.abs(np.subtract(losses, expected)).max()
-            print(f"{sharding}, {optimizer}, {ranks} ranks: losses within {worst:.1e}", flush=True)
 
 
 def peak(action):
@@ -73,11 +55,11 @@ def memory_of_a_rank(folder):
     """Save and load two tables of 244 MiB; every rank prints what it needed for that."""
     arguments = program.parsed(["none", "--width", "128"])
     dist.init_process_group("gloo")
-    book = dlrm_utils.load_notebook()
-    model, optimizer = program.sharded_model(book, [500_000] * 2, arguments, torch.device("cpu"))
+    book, sizes = load_notebook(names=["DLRM", "RowAdagrad"]), [500_000] * 2
+    model, optimizer = program.sharded_model(book, 13, sizes, arguments, torch.device("cpu"))
     state, about = program.state_of(model, optimizer), dict(step=1, settings={})
     saving = peak(lambda: program.save(folder, state, about))
-    loading = peak(lambda: program.load(folder / "step-000000001", state))
+    loading = peak(lambda: program.load(folder / "step-000000001", state, {}))
     print(
         f"rank {dist.get_rank()}: {saving:.0f} MiB more to save, {loading:.0f} to load", flush=True
     )
@@ -123,7 +105,6 @@ def main():
         for rows in (20_000, 500_000):
             toy_clicks.write_toy_criteo(folder / f"{rows}.txt", rows)
             dlrm_utils.preprocess_criteo(folder / f"{rows}.txt", folder / f"{rows}", min_count=5)
-        differences(dlrm_utils.load_notebook(), folder / "20000", folder)
         kills(folder / "20000", folder / "killed")
         print(printed(torchrun(2, folder / "memory", script=__file__)), end="", flush=True)
         speeds(folder / "500000", folder)
