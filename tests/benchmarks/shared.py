@@ -124,11 +124,8 @@ def model_makers(embedding_dim, bottom_mlp, top_mlp):
 def stacked(model):
     """The model with each set of tables as one tall table: the same numbers, sooner."""
     for part in list(model.modules()):
-        separate = getattr(part, "tables", None)
-        if isinstance(separate, notebook.EmbeddingTables):
-            weights = [table.weight.data for table in separate]
-            part.tables = notebook.StackedTables([len(w) for w in weights], weights[0].shape[1])
-            part.tables.weight.data = torch.cat(weights)
+        if isinstance(getattr(part, "tables", None), notebook.EmbeddingTables):
+            part.tables = notebook.StackedTables(part.tables)
     return model
 
 

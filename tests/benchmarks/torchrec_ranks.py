@@ -45,9 +45,9 @@ def differences(book, processed, folder):
             run = folder / f"{sharding}{ranks}"
             more = dict(sharding=sharding, optimizer=optimizer, stop=20)
             printed(torchrun(ranks, *options(processed, run, **more)))
-            model = book.StackedDLRM(data.table_sizes, 8, *LAYERS)
-            start = program.to_notebook(run / "step-000000000")
-            model.load_state_dict(book.stacked_state(start))
+            model = book.DLRM(data.table_sizes, 8, *LAYERS)
+            model.load_state_dict(program.to_notebook(run / "step-000000000"))
+            model.tables = book.StackedTables(model.tables)
             kind = torch.optim.SGD if optimizer == "sgd" else book.RowAdagrad
             own = kind(model.parameters(), lr=RATE)
             expected = book.train(model, data.batch, rows, own, BATCH_SIZE, stop=20)
