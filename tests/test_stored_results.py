@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import comparison
 import shared
 from budgets import ROOT
 
@@ -44,7 +45,8 @@ def test_every_model_ran_with_the_same_seeds():
     assert len(seeds) == (len(shared.MODELS) + 1) * 2
     for name, optimizer in seeds.index:
         few = name not in shared.NETWORKS
-        assert seeds[name, optimizer] == list(range(3 if few else 10)), name
+        expected = range(3 if few else comparison.SEEDS_OF_NETWORKS)
+        assert seeds[name, optimizer] == list(expected), name
     assert len(measured("comparison_curves")) == 8 * len(scores)
 
 

@@ -1,8 +1,8 @@
-"""The paper's comparison in full: SGD and Adagrad, one epoch each, ten seeds of every network.
+"""The paper's comparison in full: SGD and Adagrad, one epoch each, several seeds of every network.
 
 1,000,000 toy rows (a number as argument gives another) with the paper's layers: plain MLP, DCN,
 DLRM, and DLRM as published, with a ReLU after the bottom MLP's last layer. Logistic regression and
-the factorization machine hardly differ between seeds: three of each. The rates are those that
+the factorization machine hardly differ between seeds, so three are enough. The rates are those that
 `learning_rates.py` found on the validation part; the scores are of the test part. `dead_outputs`
 counts outputs of the bottom MLP, of 16, that are the same for all test rows.
 Writes figures/measured/comparison_scores.csv and comparison_curves.csv. Some two hours.
@@ -26,6 +26,8 @@ from shared import (
     toy_data,
 )
 
+SEEDS_OF_NETWORKS = 10
+
 
 def one_run(folder, layers, name, optimizer, rate, seed):
     """A row of scores on the test part, and the learning curve, as a DataFrame."""
@@ -46,7 +48,7 @@ def main(rows=1_000_000):
         jobs = [
             (str(data.path), "paper", *pair, rate, seed)
             for pair, rate in rates.items()
-            for seed in range(10 if pair[0] in NETWORKS else 3)
+            for seed in range(SEEDS_OF_NETWORKS if pair[0] in NETWORKS else 3)
         ]
         runs, curves = zip(*in_parallel(one_run, jobs))
         best = best_possible(data, truth)
