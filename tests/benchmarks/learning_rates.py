@@ -11,41 +11,40 @@ import tempfile
 
 import pandas as pd
 
-from shared import MODELS, PUBLISHED, clicks_of, in_parallel, one_epoch, save, toy_data
+from shared import PUBLISHED, clicks_of, in_parallel, one_epoch, save, toy_data
 
-NAMES = [*MODELS, PUBLISHED]
 RATES = {
-    ("paper", "Adagrad"): [
-        [0.01, 0.02, 0.04],
-        [0.02, 0.04, 0.08],
-        [0.01, 0.02, 0.04],
-        [0.01, 0.02, 0.04],
-        [0.01, 0.02, 0.04],
-        [0.01, 0.02, 0.04],
-    ],
-    ("paper", "SGD"): [
-        [0.1, 0.3, 1],
-        [0.05, 0.1, 0.2, 0.3],
-        [0.3, 1, 3],
-        [0.1, 0.2, 0.3],
-        [0.3, 1, 3],
-        [0.3, 1, 3],
-    ],
-    ("small", "Adagrad"): [
-        [0.02, 0.04, 0.08],
-        [0.01, 0.02, 0.04],
-        [0.02, 0.04, 0.08],
-        [0.01, 0.02, 0.04],
-        [0.02, 0.04, 0.08],
-        [0.02, 0.04, 0.08],
-    ],
+    ("paper", "Adagrad"): {
+        "logistic regression": [0.01, 0.02, 0.04],
+        "factorization machine": [0.02, 0.04, 0.08],
+        "plain MLP": [0.01, 0.02, 0.04],
+        "DCN": [0.01, 0.02, 0.04],
+        "DLRM": [0.01, 0.02, 0.04],
+        PUBLISHED: [0.01, 0.02, 0.04],
+    },
+    ("paper", "SGD"): {
+        "logistic regression": [0.1, 0.3, 1],
+        "factorization machine": [0.05, 0.1, 0.2],
+        "plain MLP": [0.3, 1, 3],
+        "DCN": [0.05, 0.1, 0.2],
+        "DLRM": [0.3, 1, 3],
+        PUBLISHED: [0.3, 1, 3],
+    },
+    ("small", "Adagrad"): {
+        "logistic regression": [0.02, 0.04, 0.08],
+        "factorization machine": [0.01, 0.02, 0.04],
+        "plain MLP": [0.02, 0.04, 0.08],
+        "DCN": [0.01, 0.02, 0.04],
+        "DLRM": [0.02, 0.04, 0.08],
+        PUBLISHED: [0.01, 0.02, 0.04, 0.08],
+    },
 }
 
 
 def searches():
     """(layers, optimizer, model, rate) of every run."""
     for (layers, optimizer), rates_of in RATES.items():
-        for name, rates in zip(NAMES, rates_of, strict=True):
+        for name, rates in rates_of.items():
             yield from [(layers, optimizer, name, rate) for rate in rates]
 
 
