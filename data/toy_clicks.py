@@ -4,9 +4,10 @@
 
 How the truth is planted. logit = bias + dense weights · z + sum of category effects
 + sum over pairs (j, k) of interacting fields of sign[j, k] · <vector_j, vector_k>,
-where z is log(1 + max(x, 0)) of each integer, standardised. Field 0 of the interacting ones is the
-dense part, the others are five categorical columns. A category is known by its rank, 0 the most
-frequent of its column; effects and vectors shrink with 1 / (1 + rank / 10): a quiet tail.
+where z is log(1 + max(x, 0)) of each integer, standardised; a missing one counts as 0, as it does
+for the model. Field 0 of the interacting ones is the dense part, the others are five categorical
+columns. A category is known by its rank, 0 the most frequent of its column; effects and vectors
+shrink with 1 / (1 + rank / 10), so that hardly anything hangs on names too rare to be learned.
 """
 
 import argparse
@@ -33,17 +34,21 @@ FOUR_HEX_DIGITS = pl.Series([f"{number:04x}" for number in range(1 << 16)])
 
 
 class ToyTruth:
-    """What the data would tell a perfect reader; `signal=False` leaves only the base rate."""
+    """What the data would tell a perfect reader; `signal=False` leaves only the base rate.
+
+    Means and bias are rounded: the last bits of sums differ between machines, the file must not.
+    """
 
     def __init__(self, seed=0, signal=True):
         rng = np.random.default_rng([seed, 0])
         self.signal = signal
         self._draw_columns(rng)
         self._draw_effects(rng)
-        self._draw_pairs(rng)
+        dense, ranks = self.draw(np.random.default_rng([seed, 1]), 100_000)
+        logs = logarithms(dense)
+        self.mean, self.std = logs.mean(0).round(6), logs.std(0).round(6)
         self.bias = 0.0
-        logits = self.logit(*self.draw(np.random.default_rng([seed, 1]), 100_000))
-        self.bias = _bias_for(logits)
+        self.bias = round(_bias_for(self.logit(dense, ranks)), 6)
 
     def _draw_columns(self, rng):
         """How large the integers are, and how often a value is missing."""
@@ -55,14 +60,11 @@ class ToyTruth:
         self.sparse_missing = rng.permutation(shares)
 
     def _draw_effects(self, rng):
-        """What numbers and categories do alone, and the vectors by which they meet."""
+        """What each column does alone, which five interact, and the sign of each pair."""
         self.dense_weights = rng.normal(0, 0.25, NUM_DENSE)
         self.dense_projection = rng.normal(0, NUM_DENSE**-0.5, (NUM_DENSE, 2))
         self.effects = rng.normal(0, 0.35, (NUM_TABLES, EFFECTS))
         self.vectors = rng.normal(0, 0.8, (NUM_TABLES, EFFECTS, 2))
-
-    def _draw_pairs(self, rng):
-        """Which five columns interact, and with which sign each pair counts."""
         sizes = np.array(CRITEO_KAGGLE_TABLE_SIZES)
         middling = np.flatnonzero((sizes >= 10) & (sizes <= 6000) & (self.sparse_missing < 0.2))
         self.fields = np.sort(rng.permutation(middling)[:5])
@@ -81,9 +83,7 @@ class ToyTruth:
 
     def logit(self, dense, ranks):
         """True log-odds of a click, (rows,)."""
-        logs = np.log1p(np.maximum(dense, 0).astype(np.float32))
-        z = np.where(dense == MISSING, 0, (logs - self.log_mean) / self.log_std)
-        z = np.clip(z, -3, 3)
+        z = np.clip((logarithms(dense) - self.mean) / self.std, -3, 3)
         places = ranks % EFFECTS
         loudness = 1 / (1 + np.maximum(ranks, 0) / 10)
         effects = self.effects[np.arange(NUM_TABLES), places] * loudness  # (rows, 26)
@@ -91,6 +91,11 @@ class ToyTruth:
         vectors = np.concatenate([(z @ self.dense_projection)[:, None], names], axis=1)
         pairs = np.einsum("bjd,jk,bkd->b", vectors, self.signs, vectors, optimize=True) / 2
         return self.bias + self.signal * (z @ self.dense_weights + effects.sum(1) + pairs)
+
+
+def logarithms(dense):
+    """log(1 + x), and 0 for what is missing or negative: what a model is given, in 64 bits."""
+    return np.log1p(np.maximum(dense, 0).astype(float))
 
 
 def _bias_for(logits):

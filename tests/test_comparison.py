@@ -1,20 +1,21 @@
 """The rivals against independent implementations; the benchmarks' comparison against loops."""
 
-import functools
+import copy
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.sparse import hstack
 from scipy.stats import ttest_ind
 from sklearn import linear_model
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+import comparison
+import learning_rates
 import shared
 from dlrm_utils import Batch, to_offsets
 
@@ -124,12 +125,10 @@ def test_cross_layers_equal_torchrecs_and_the_formula(notebook, layers):
         assert np.allclose(x, crossed[b], rtol=1e-3, atol=1e-3 * max(map(abs, x)))
 
 
-@pytest.mark.parametrize(
-    "name", ["logistic regression", "factorization machine", "plain MLP", "DCN", "DLRM"]
-)
+@pytest.mark.parametrize("name", [*shared.MODELS, shared.PUBLISHED])
 def test_every_model_takes_empty_bags_and_learns_sparsely(name):
     batch, bags = random_batch()
-    model = shared.five_models(4, [6], [6])[name](SIZES, num_dense=4)
+    model = shared.model_makers(4, [6], [6])[name](SIZES, num_dense=4)
     loss = binary_cross_entropy_with_logits(model(*batch[:3]), batch.labels)
     loss.backward()
     for table, column in zip(model.tables, bags):
@@ -137,6 +136,39 @@ def test_every_model_takes_empty_bags_and_learns_sparsely(name):
         assert set(table.weight.grad.coalesce().indices()[0].tolist()) == {
             i for bag in column for i in bag
         }
+
+
+def reference_dlrm(model, batch, bags, bottom):
+    """Logits of a DLRM with the model's tables and top MLP behind a bottom MLP of its own."""
+    logits = []
+    for b, dense in enumerate(batch.dense):
+        vectors = [bottom(dense)]
+        vectors += [table.weight[column[b]].sum(0) for table, column in zip(model.tables, bags)]
+        pairs = [vectors[j] @ vectors[k] for j in range(len(vectors)) for k in range(j)]
+        x = torch.cat([vectors[0], torch.stack(pairs)])
+        first, _, last = model.top
+        logits.append(last(torch.relu(first(x))))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_bottom_mlp_ends_in_a_relu_where_the_published_form_is_asked_for(notebook, published):
+    batch, bags = random_batch()
+    sizes = {"bottom_mlp": [6], "top_mlp": [7], "num_dense": 4}
+    model = randomized(notebook.DLRM(SIZES, 5, **sizes, relu_after_bottom=published))
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5)] + [nn.ReLU()] * published
+    bottom = nn.Sequential(*layers)
+    bottom.load_state_dict(model.bottom.state_dict())
+    with torch.no_grad():
+        expected = reference_dlrm(model, batch, bags, bottom)
+        assert (bottom(batch.dense) < 0).any() != published  # so that a ReLU would be noticed
+    assert torch.allclose(logits(model, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_form_is_an_option_and_not_the_default(notebook):
+    torch.manual_seed(0)
+    default = notebook.DLRM(SIZES, 5, [6], [7], num_dense=4)
+    assert isinstance(default.bottom[-1], nn.Linear)
 
 
 @pytest.mark.slow  # four epochs of ours, and an optimum of scikit-learn's
@@ -159,18 +191,27 @@ def test_logistic_regression_orders_like_scikit_learns(notebook, toy):
     assert abs(ours - roc_auc_score(toy.labels[test.start : test.stop], theirs)) < 0.005
 
 
-def test_calibration_groups_against_scikit_learn_and_a_loop():
-    rng = np.random.default_rng(0)
-    probabilities = rng.random(1000)
-    labels = rng.random(1000) < probabilities**2
-    groups = shared.calibration_groups(labels, probabilities)
-    shares, means = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
-    assert np.allclose(groups["share"], shares) and np.allclose(groups["prediction"], means)
-    ranked = sorted(zip(probabilities, labels))
-    for k in range(10):
-        part = ranked[100 * k : 100 * (k + 1)]
-        assert math.isclose(groups["prediction"][k], sum(p for p, _ in part) / 100)
-        assert math.isclose(groups["share"][k], sum(y for _, y in part) / 100)
+# ---- The benchmarks' comparison ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*shared.MODELS, shared.PUBLISHED])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad"])
+def test_a_stacked_model_learns_the_same(name, optimizer, toy):
+    torch.manual_seed(0)
+    model = shared.model_makers(4, [8], [8])[name](toy.table_sizes)
+    twin = shared.stacked(copy.deepcopy(model))
+    assert not any(isinstance(p, shared.notebook.EmbeddingTables) for p in twin.modules())
+    losses = [
+        shared.notebook.train(
+            m,
+            toy.batch,
+            toy.train[:2_000],
+            getattr(torch.optim, optimizer)(m.parameters(), 0.05),
+            100,
+        )
+        for m in (model, twin)
+    ]
+    assert np.allclose(*losses, atol=1e-5) and losses[0][0] != losses[0][-1]
 
 
 def new_dlrm(notebook, toy):
@@ -180,43 +221,77 @@ def new_dlrm(notebook, toy):
 
 
 def test_the_curve_agrees_with_the_losses_and_with_evaluate(notebook, toy):
-    rows, validation = toy.train[:40_000], toy.batch(toy.validation)
+    rows, validation = toy.train[:39_500], toy.batch(toy.validation)
     model, optimizer = new_dlrm(notebook, toy)
     losses = notebook.train(model, toy.batch, rows, optimizer, 1000)
     model, optimizer = new_dlrm(notebook, toy)
     curve = shared.learning_curve(model, optimizer, toy.batch, rows, validation, 1000)
-    last = notebook.evaluate(model, validation)
-    assert list(curve["rows"]) == [5000 * k for k in range(1, 9)]
-    assert np.allclose(curve["training log loss"], np.reshape(losses, (8, 5)).mean(1), atol=1e-5)
-    assert curve["validation log loss"].iloc[-1] == last["log_loss"]
-    assert curve["validation accuracy"].iloc[-1] == last["accuracy"]
+    assert list(curve["rows"]) == [*range(5_000, 36_000, 5_000), 39_500]
+    by_point = np.reshape(losses, (8, 5))[:7].mean(1)
+    assert np.allclose(curve["training log loss"][:7], by_point, atol=1e-5)
+    last = notebook.evaluate(model, validation)["log_loss"]
+    assert curve["validation log loss"].iloc[-1] == last
 
 
-@pytest.mark.slow  # eight trainings
-def test_compare_runs_every_pair_the_same_each_time(toy):
-    rates = pd.Series({("DCN", "SGD"): 0.01, ("DLRM", "Adagrad"): 0.02})
-    new = shared.five_models(4, [8], [8]).items()
-    models = {name: functools.partial(make, toy.table_sizes) for name, make in new}
-    validation, test = toy.batch(toy.validation[:500]), toy.batch(toy.test)
-    arguments = models, rates, toy.batch, toy.train[:8_000], validation, test, 500, [0, 1]
-    scores, curves, groups = shared.compare(*arguments)
-    again, _, _ = shared.compare(*arguments)
-    assert list(zip(scores["model"], scores["optimizer"], scores["seed"])) == [
-        ("DCN", "SGD", 0),
-        ("DCN", "SGD", 1),
-        ("DLRM", "Adagrad", 0),
-        ("DLRM", "Adagrad", 1),
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    """7,000 toy clicks: the programs take a folder's name, since each run has its own process."""
+    return str(shared.toy_data(tmp_path_factory.mktemp("small"), 7_000)[0].path)
+
+
+def test_training_validation_and_test_rows_are_three_sets(small_folder):
+    """Told apart by what is in the rows."""
+    clicks = shared.clicks_of(small_folder)
+    parts = clicks.get_batch(clicks.train), clicks.validation, clicks.test
+    rows = [
+        set(map(tuple, torch.cat([part.dense, torch.stack(part.indices, 1)], 1).tolist()))
+        for part in parts
     ]
-    assert scores.drop(columns="seconds").equals(again.drop(columns="seconds"))
-    assert len(curves) == 4 * 8 and len(groups) == 4 * 10
-    assert scores["log_loss"].nunique() == 4
-    table = shared.table_of(scores)
-    assert list(table.index) == [("Adagrad", "DLRM"), ("SGD", "DCN")]
-    assert math.isclose(table["auc"].iloc[0], scores.query("model == 'DLRM'")["auc"].mean())
+    assert [len(part) for part in rows] == [len(part.labels) for part in parts] == [6000, 500, 500]
+    assert len(set.union(*rows)) == 7_000
 
 
-def test_share_of_the_way_by_hand():
-    runs = [("Adagrad", "logistic regression", 0.5), ("Adagrad", "DLRM", 0.4), ("SGD", "DLRM", 0.3)]
-    scores = pd.DataFrame(runs, columns=["optimizer", "model", "log_loss"]).assign(seed=0)
-    way = shared.share_of_the_way(scores, best_log_loss=0.3)
-    assert math.isclose(way.loc[0, "DLRM"], 0.5) and way.loc[0, "logistic regression"] == 0
+@pytest.fixture
+def small_layers(monkeypatch):
+    monkeypatch.setitem(shared.LAYERS, "tiny", ([8], [8]))
+
+
+def test_a_searched_rate_is_scored_on_the_validation_rows(notebook, small_folder, small_layers):
+    clicks = shared.clicks_of(small_folder)
+    loss = learning_rates.validation_loss(small_folder, "tiny", "Adagrad", "DLRM", 0.02)
+    model, _ = shared.one_epoch(clicks, "tiny", "DLRM", "Adagrad", 0.02)
+    assert loss == round(notebook.evaluate(model, clicks.validation)["log_loss"], 5)
+    assert loss != round(notebook.evaluate(model, clicks.test)["log_loss"], 5)
+
+
+def test_a_rate_at_which_training_runs_away_is_infinitely_bad(small_folder, small_layers):
+    assert learning_rates.validation_loss(small_folder, "tiny", "SGD", "DCN", 1e6) == np.inf
+
+
+def test_dead_outputs_are_counted():
+    batch, _ = random_batch(rows=50)
+    torch.manual_seed(0)
+    model = shared.model_makers(4, [6], [6])[shared.PUBLISHED](SIZES, num_dense=4)
+    with torch.no_grad():
+        for parameter in model.bottom.parameters():
+            parameter.abs_()
+        assert shared.dead_outputs(model, batch._replace(dense=batch.dense.abs())) == 0
+        model.bottom[2].bias[1] = -1000  # its ReLU lets nothing through
+        assert shared.dead_outputs(model, batch._replace(dense=batch.dense.abs())) == 1
+        model.bottom[0].bias[:] = -1000  # a dead hidden layer: all outputs are constants
+        assert shared.dead_outputs(model, batch._replace(dense=batch.dense.abs())) == 4
+
+
+def test_a_run_of_the_race_says_what_it_was_and_is_repeated_to_the_digit(
+    small_folder, small_layers
+):
+    row, curve = comparison.one_run(small_folder, "tiny", shared.PUBLISHED, "Adagrad", 0.02, 1)
+    again, _ = comparison.one_run(small_folder, "tiny", shared.PUBLISHED, "Adagrad", 0.02, 1)
+    other, _ = comparison.one_run(small_folder, "tiny", shared.PUBLISHED, "Adagrad", 0.02, 2)
+    assert row == again and row["log_loss"] != other["log_loss"]
+    assert (row["model"], row["optimizer"], row["seed"]) == (shared.PUBLISHED, "Adagrad", 1)
+    assert 0 <= row["dead_outputs"] <= 16 and len(curve) == 8
+    assert (
+        "dead_outputs"
+        not in comparison.one_run(small_folder, "tiny", "plain MLP", "SGD", 0.1, 0)[0]
+    )

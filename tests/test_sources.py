@@ -46,8 +46,8 @@ def other_run(tmp_path_factory):
     The one execution besides nbval's: small, but whole. At its end stand the exercises' solutions.
     """
     folder = tmp_path_factory.mktemp("other")
-    for name in ("DLRM.ipynb", "dlrm_utils.py", "dlrm_models.py", "dlrm_torchrec.py"):
-        shutil.copy(ROOT / name, folder)
+    for program in (ROOT / "DLRM.ipynb", *ROOT.glob("*.py")):
+        shutil.copy(program, folder)
     shutil.copytree(ROOT / "figures", folder / "figures")
     (folder / "data").mkdir()
     for program in (ROOT / "data").glob("*.py"):

@@ -143,9 +143,9 @@ def test_losses_equal_the_notebooks(
     command = options(processed, tmp_path, sharding=sharding, optimizer=optimizer, stop=20)
     losses = json.loads(succeed("train", ranks, *command).splitlines()[-1])
     data = load_criteo(processed)
-    model = notebook.StackedDLRM(data.table_sizes, 8, *LAYERS)
-    first = program.to_notebook(tmp_path / "step-000000000")
-    model.load_state_dict(notebook.stacked_state(first))
+    model = notebook.DLRM(data.table_sizes, 8, *LAYERS)
+    model.load_state_dict(program.to_notebook(tmp_path / "step-000000000"))
+    model.tables = notebook.StackedTables(model.tables)
     kind = {"sgd": torch.optim.SGD, "row-wise-adagrad": notebook.RowAdagrad}[optimizer]
     rows = data.train[: len(data.train) // BATCH_SIZE * BATCH_SIZE]
     own = kind(model.parameters(), lr=RATE)

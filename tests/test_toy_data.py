@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import ROOT
 from data.toy_clicks import ToyTruth, toy_codes, write_toy_criteo
-from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING
+from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING, NUM_TABLES
 
 
 def read_slowly(path):
@@ -54,11 +54,11 @@ def test_the_rows_of_seed_0_are_those_of_the_stored_measurements(tmp_path):
     probabilities = write_toy_criteo(tmp_path / "toy.txt", 41_000)
     assert (
         hashlib.sha256((tmp_path / "toy.txt").read_bytes()).hexdigest()
-        == "3246adbb43ccd1f61af44cc5f3fd231d249df496428fb08b32ed13ba72a27d41"
+        == "1e75ba0f8a3ecb602b62b60e61e27c18fa85be6ca231e301f663022497fc2237"
     )
     assert (
         hashlib.sha256(probabilities.round(9).tobytes()).hexdigest()
-        == "9401d31d466b7dd412f2f5aafb1290d8c34addfdfca4977d8b54e796c6e3094c"
+        == "da514acdfd0a8eed21aec695e1ed3e713b453dcc8f2464a486afc8996f53d8a8"
     )
 
 
@@ -67,8 +67,8 @@ def test_the_truth_pair_by_pair():
     dense, ranks = truth.draw(np.random.default_rng(0), 50)
     for n, logit in enumerate(truth.logit(dense, ranks)):
         z = [
-            0.0 if x == MISSING else max(-3, min(3, (math.log1p(max(x, 0)) - mean) / std))
-            for x, mean, std in zip(dense[n].tolist(), truth.log_mean, truth.log_std, strict=True)
+            max(-3, min(3, (math.log1p(max(x, 0)) - mean) / std))
+            for x, mean, std in zip(dense[n].tolist(), truth.mean, truth.std, strict=True)
         ]
         loudness = [1 / (1 + max(rank, 0) / 10) for rank in ranks[n].tolist()]
         slow = truth.bias + sum(
@@ -83,6 +83,52 @@ def test_the_truth_pair_by_pair():
                     a * b for a, b in zip(vectors[j], vectors[k], strict=True)
                 )
         assert math.isclose(slow, logit, rel_tol=1e-4, abs_tol=1e-4)
+
+
+def test_numbers_are_standardised():
+    truth = ToyTruth(seed=3)
+    dense, _ = truth.draw(np.random.default_rng(0), 50_000)
+    z = (np.log1p(np.where(dense < 0, 0, dense)) - truth.mean) / truth.std
+    assert np.allclose(z.mean(0), 0, atol=0.02) and np.allclose(z.std(0), 1, atol=0.02)
+
+
+def test_a_missing_or_negative_count_acts_as_0_does():
+    truth = ToyTruth()
+    dense, ranks = truth.draw(np.random.default_rng(0), 1_000)
+    expected = truth.logit(np.maximum(dense, 0), ranks)
+    assert (dense == MISSING).any() and ((dense < 0) & (dense != MISSING)).any()
+    assert np.array_equal(truth.logit(dense, ranks), expected)
+
+
+def test_a_perfect_reader_of_the_batch_reaches_the_best_possible_score(toy):
+    """It sees dense numbers and ids, and guesses an unknown name as the training rows have them."""
+    truth, rng, test = ToyTruth(), np.random.default_rng(0), toy.test
+    ranks = ranks_in(toy.path.with_suffix(".txt"))
+    train_ids, train_ranks = toy.sparse[: toy.train.stop], ranks[: toy.train.stop]
+    batch = toy.batch(test)
+    counts = np.expm1(batch.dense.double().numpy())
+    expected = 0
+    for _ in range(8):
+        read = np.empty((len(test), NUM_TABLES), int)
+        for column, ids in enumerate(batch.indices):
+            known = np.zeros(toy.table_sizes[column], int)
+            known[train_ids[:, column]] = train_ranks[:, column]
+            unknown = train_ranks[train_ids[:, column] == 0, column]
+            guesses = rng.choice(unknown, len(ids)) if len(unknown) else known[0]
+            read[:, column] = np.where(ids == 0, guesses, known[ids])
+        expected += 1 / (1 + np.exp(-truth.logit(counts, read))) / 8
+    places = slice(test.start, test.stop)
+    knowing = 1 / (1 + np.exp(-truth.logit(toy.dense[places], ranks[places])))
+    assert abs(log_loss(batch.labels, expected) - log_loss(batch.labels, knowing)) < 0.001
+
+
+def ranks_in(path):
+    """The category ranks (rows, 26) of a toy file, -1 where missing."""
+    back = pow(2654435761, -1, 2**32)
+    texts = np.array([fields[14:] for fields in read_slowly(path)])
+    codes = np.vectorize(lambda text: int(text or "0", 16))(texts)
+    shift = toy_codes(np.full((1, NUM_TABLES), -1))  # the code of rank -1
+    return np.where(texts == "", -1, (codes - shift) * back % 2**32 - 1)
 
 
 def test_base_rate_tails_and_labels(tmp_path):

@@ -68,9 +68,10 @@ class MixedTables(torch.nn.Module):
         return torch.cat([widen(table([i], [o])) for table, widen, i, o in parts], dim=1)
 
 
-def rounded_to_int8(weight):
-    """Rows rounded to multiples of a scale of their own, at most 127; 32-bit floats again."""
-    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+def rounded(weight, bits):
+    """Rows rounded to whole multiples of a scale of their own; 32-bit floats again."""
+    largest = 2 ** (bits - 1) - 1  # 127 in 8 bits
+    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / largest
     return (weight / scale).round() * scale
 
 
@@ -98,12 +99,16 @@ def results_of_seed(data, seed):
         notebook.train(model, data.batch, rows, optimizer, BATCH_SIZE, seed=seed)
         size = 4 * notebook.count(tables)
         yield {"way": way, "seed": seed, "bytes": size, "log_loss": log_loss(model, test)}
-        if way == "full":
-            for table in tables:
-                table.weight.data = rounded_to_int8(table.weight.data)
-            size = notebook.count(tables) + 4 * sum(data.table_sizes)  # a byte each, a scale a row
-            way = "full, as int8"
-            yield {"way": way, "seed": seed, "bytes": size, "log_loss": log_loss(model, test)}
+        if way != "full":
+            continue
+        exact = [table.weight.data for table in tables]
+        for bits in (8, 3):
+            for table, weight in zip(tables, exact, strict=True):
+                table.weight.data = rounded(weight, bits)
+            size = notebook.count(tables) * bits // 8 + 4 * sum(data.table_sizes)  # a scale a row
+            rounded_way = f"full, as int{bits}"
+            loss = log_loss(model, test)
+            yield {"way": rounded_way, "seed": seed, "bytes": size, "log_loss": loss}
 
 
 def log_loss(model, batch):
