@@ -109,7 +109,7 @@ def movielens():
     bounds = [0, int(0.8 * len(ratings)), int(0.9 * len(ratings)), len(ratings)]
     frames = [ratings[start:end] for start, end in itertools.pairwise(bounds)]
     encoder = dlrm_utils.FrameEncoder(
-        dense=["age", "release_year"],
+        dense=["age", "year"],
         categorical=["user_id", "item_id", "gender", "occupation"],
         multi_hot=["genres"],
         label="click",
