@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PACKAGE = "recbole==1.2.1"
 WHEEL = "recbole-1.2.1-py3-none-any.whl"
 SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-TABLE = "recbole/dataset_example/ml-100k/ml-100k.{}"  # in the wheel: inter, user and item
 RATING = {"user_id": "int64", "item_id": "int64", "rating": "float64", "timestamp": "int64"}
 GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"]
 GENRES += ["Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"]
@@ -31,8 +29,7 @@ def fetch_movielens(folder="data"):
     """MovieLens-100K: 100,000 ratings of 1,682 films by 943 people, one row a rating, by time.
 
     user_id, item_id, rating (1 to 5), timestamp, age, gender, occupation, zip_code, title, year,
-    genres (a list). pip downloads a wheel that carries it into folder at first use and installs
-    nothing, or ConnectionError.
+    genres (a list). pip downloads it into folder at first use, or ConnectionError.
     """
     wheel = Path(folder) / WHEEL
     if not wheel.exists():
@@ -49,20 +46,18 @@ def fetch_movielens(folder="data"):
 def read_movielens(path, newest=None):
     """The folder or zip of any MovieLens edition: 100K, 1M, 10M, 20M, 25M, 32M or latest, by time.
 
-    The columns of `fetch_movielens`, with age, gender, occupation and zip_code only where the
-    edition has them (1M gives groups of ages, by their youngest). Stars may be halves.
-    newest: keep only so many of the newest ratings.
+    The columns of `fetch_movielens`, those of people where the edition has them (1M gives groups
+    of ages, by their youngest). Stars may be halves. newest: keep so many of the newest ratings.
     FileNotFoundError if no edition is there, ValueError that names a file that is damaged.
     """
     folder, read = _edition(Path(path))
-    ratings, people, films = read(folder)
-    if newest:
-        ratings = ratings.sort_values("timestamp", kind="stable").tail(newest)
-    return _joined(ratings, people, films)
+    return _joined(*read(folder), newest)
 
 
-def _joined(ratings, people, films):
+def _joined(ratings, people, films, newest=None):
     """One row a rating, by time. Of films with one title but several years, the year tells."""
+    ratings = ratings.sort_values(["timestamp", "user_id", "item_id"], ignore_index=True)
+    ratings = ratings.tail(newest or len(ratings))
     several = films.groupby("title")["year"].transform("nunique") > 1
     dated = films["title"] + films["year"].map(" ({:.0f})".format)
     films["title"] = dated.where(several & films["year"].notna(), films["title"])
@@ -71,15 +66,15 @@ def _joined(ratings, people, films):
         if lost := set(ratings[key].unique()) - set(table[key]):
             raise ValueError(f"{key} {min(lost)} is in the ratings, but in no row of its own")
         ratings = ratings.merge(table, on=key)
-    return ratings.sort_values(["timestamp", "user_id", "item_id"], ignore_index=True)
+    return ratings
 
 
 def _download(folder):
-    """Into a folder of this run's own first, so that two runs at once don't disturb each other."""
+    """Into a folder of its own first, for two runs at once. The wheel is never installed."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--quiet", "--dest", own, PACKAGE]
+        command += ["--quiet", "--dest", own, "recbole==1.2.1"]
         pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
             raise ConnectionError(f"MovieLens needs a network once (data/README.md): {pip.stderr}")
@@ -88,7 +83,8 @@ def _download(folder):
 
 def _from_wheel(wheel, name):
     """One of its three tables, whose headers are like user_id:token."""
-    with zipfile.ZipFile(wheel) as archive, archive.open(TABLE.format(name)) as file:
+    path = f"recbole/dataset_example/ml-100k/ml-100k.{name}"
+    with zipfile.ZipFile(wheel) as archive, archive.open(path) as file:
         table = pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE)
     return table.rename(columns=lambda header: header.split(":")[0])
 
@@ -141,8 +137,6 @@ def _ratings(file, **options):
 
 def _rows(file, separator, columns):
     """A DataFrame of texts, whose first column is a number; a row of another length is named."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is missing")
     content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")  # the later editions
@@ -151,7 +145,8 @@ def _rows(file, separator, columns):
     if separator == ",":
         rows = list(csv.reader(io.StringIO(text)))[1:]
     else:
-        rows = [line.split(separator) for line in text.splitlines()]
+        lines = text.replace("\r\n", "\n").strip("\n").split("\n")
+        rows = [line.split(separator) for line in lines]
     for place, row in enumerate(rows, 1):
         if len(row) != len(columns) or not row[0].isdigit():
             raise ValueError(f"{file} is damaged: row {place} is {row}")
@@ -162,8 +157,7 @@ def _films(films):
     """item_id, title without its year, year (NaN where none stands), and genres as a list."""
     films["year"] = films["title"].str.extract(YEAR)[0].astype(float)
     films["title"] = films["title"].str.replace(YEAR, "", regex=True).str.strip()
-    names = films["genres"].replace("(no genres listed)", "")
-    films["genres"] = [genres.split("|") if genres else [] for genres in names]
+    films["genres"] = films["genres"].replace("(no genres listed)", "").str.findall(r"[^|]+")
     return films[["item_id", "title", "year", "genres"]]
 
 
