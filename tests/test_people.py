@@ -1,122 +1,295 @@
-"""Section 10: bags of liked films, films not chosen, and lists, against loops; stored results."""
-
-import json
-import subprocess
-import sys
+"""Section 10: bags, films not liked, lists and knob, against loops; the benchmark's measures."""
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import people
-from conftest import ROOT
 from data import movielens
-from dlrm_utils import FrameEncoder, load_model, save_model
+from dlrm_utils import FrameEncoder
 
-WIDTHS = {"embedding_dim": 4, "bottom_mlp": [3], "top_mlp": [5], "num_dense": 1}
-rows_of_ratings = st.lists(
-    st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(0, 4)),
-    max_size=40,
-)
+COLUMNS = people.COLUMNS
+some_likes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), max_size=60, unique=True)
+
+
+def frame_of(likes):
+    return pd.DataFrame(likes, columns=["user_id", "title"]).astype({"title": str})
 
 
 @pytest.fixture(scope="module")
 def made_up(notebook):
-    """Toy ratings with bags, its films, and a model of them."""
-    ratings = movielens.toy_ratings(3_000)
-    ratings["click"] = (ratings["rating"] >= 4).astype(int)
-    ratings["liked"] = notebook.liked_before(ratings)
-    films = notebook.films_of(ratings)
-    encoder = FrameEncoder(["age"], ["title"], ["genres", "liked"], "click").fit(ratings)
+    """Toy ratings, their likes, films, what is asked, and a model of it."""
+    ratings = movielens.toy_ratings(4_000)
+    likes = ratings[ratings["rating"] >= 4].drop_duplicates(["user_id", "title"])
+    films = notebook.films_of(likes)
+    likes = likes[likes["title"].isin(films["title"])]
+    asked = notebook.beside_others(notebook.with_bags(likes), films, ratings)
+    encoder = FrameEncoder(**COLUMNS).fit(asked)
     torch.manual_seed(0)
-    return ratings, films, notebook.DLRM(encoder.table_sizes, **WIDTHS), encoder
+    model = notebook.DLRM(encoder.table_sizes, 8, [8], [32], num_dense=1)
+    batch = encoder.transform(asked)
+    notebook.fit(model, notebook.adagrad(model), batch.take, len(asked))  # no two films are equal
+    return ratings, likes, films, asked, model, encoder
 
 
-@settings(deadline=None)
-@given(rows_of_ratings)
-def test_a_bag_holds_ten_earlier_likes_and_nothing_of_the_same_second(notebook, rows):
-    rows = sorted(rows, key=lambda row: row[3])
-    frame = pd.DataFrame(rows, columns=["user_id", "title", "rating", "timestamp"])
-    for n, bag in enumerate(notebook.liked_before(frame)):
-        person, _, _, second = rows[n]
-        before = [film for who, film, stars, when in rows[:n] if who == person and stars >= 4
-                  and when < second]  # fmt: skip
-        assert bag == before[-10:]
+# ---- Examples --------------------------------------------------------------------------------
 
 
 def test_films_are_those_liked_five_times_the_most_liked_first(notebook, made_up):
-    ratings, films, _, _ = made_up
-    likes = {}
-    for title, click in zip(ratings["title"], ratings["click"], strict=True):
-        likes[title] = likes.get(title, 0) + click
+    _, likes, films, *_ = made_up
+    counts = {}
+    for title in likes["title"]:
+        counts[title] = counts.get(title, 0) + 1
     assert dict(zip(films["title"], films["likes"], strict=True)) == {
-        title: count for title, count in likes.items() if count >= 5
+        title: count for title, count in counts.items() if count >= 5
     }
     assert films["likes"].is_monotonic_decreasing
-
-
-@pytest.mark.parametrize("weights", [None, "likes"])
-def test_four_films_not_chosen_stand_beside_each_liked_one(notebook, made_up, weights):
-    ratings, films, _, _ = made_up
-    beside = notebook.beside_others(ratings, films, weights, seed=3)
-    genres = dict(zip(films["title"], films["genres"], strict=True))
-    liked = beside[beside["click"] == 1]
-    others = beside[beside["click"] == 0]
-    assert liked.index.tolist() == [
-        n for n, row in ratings.iterrows() if row["click"] and row["title"] in genres
-    ]
-    assert others.index.tolist() == [n for n in liked.index for _ in range(4)]
-    assert [genres[title] for title in others["title"]] == others["genres"].tolist()
-    # How often a film was drawn: as often as any other, or as often as it is liked.
-    share = films["likes"] / films["likes"].sum() if weights else 1 / len(films)
-    expected = pd.Series(share * len(others)).repeat(len(films) // np.size(share)).to_numpy()
-    drawn = others["title"].value_counts().reindex(films["title"], fill_value=0).to_numpy()
-    chi_square = ((drawn - expected) ** 2 / expected).sum()
-    assert abs(chi_square - len(films)) < 5 * np.sqrt(2 * len(films))
-
-
-def test_the_list_is_the_ten_highest_of_what_she_has_not_seen(notebook, made_up):
-    _, films, model, encoder = made_up
-    liked, seen = films["title"].tolist()[:3], films["title"].tolist()[5:9]
-    logits = {}
     for row in films.itertuples():
-        one = pd.DataFrame({"age": [np.nan], "title": [row.title], "genres": [row.genres]})
-        logits[row.title] = model(*encoder.transform(one.assign(liked=[liked]))[:3]).item()
-    expected = sorted(set(logits) - {*liked, *seen}, key=logits.get, reverse=True)[:10]
-    assert notebook.recommend(model, encoder, films, liked, seen) == expected
+        of_it = likes[likes["title"] == row.title].iloc[0]
+        assert (row.year, row.genres) == (of_it["year"], of_it["genres"])
 
 
-@pytest.mark.slow  # a process of its own, which imports torch
-def test_a_new_process_gives_the_same_list(notebook, made_up, tmp_path):
-    _, films, model, encoder = made_up
-    save_model(tmp_path / "model", {"class": "DLRM", **WIDTHS}, model, encoder)
-    films.to_json(tmp_path / "films.json")
-    program = (
-        "import json, sys, dlrm_utils, pandas\n"
-        "model, encoder = dlrm_utils.load_model(sys.argv[1])\n"
-        "films = pandas.read_json(sys.argv[2])\n"
-        "recommend = dlrm_utils.load_notebook().recommend\n"
-        "print(json.dumps(recommend(model, encoder, films, sys.argv[3:])))"
+@settings(deadline=None)
+@given(some_likes, st.integers(0, 5))
+def test_a_bag_holds_up_to_ten_of_her_other_likes(notebook, likes, seed):
+    asked = notebook.with_bags(frame_of(likes), seed)
+    assert sorted(zip(asked["user_id"], asked["title"], strict=True)) == sorted(
+        (person, str(film)) for person, film in likes
     )
+    assert (asked["click"] == 1).all()
+    for row in asked.itertuples():
+        hers = {str(film) for person, film in likes if person == row.user_id}
+        assert len(row.liked) == len(set(row.liked)) <= 10
+        assert set(row.liked) <= hers - {row.title}
+
+
+def test_bags_are_of_all_lengths_and_of_all_her_films(notebook):
+    likes = frame_of([(1, film) for film in range(40)] * 1)
+    asked = pd.concat([notebook.with_bags(likes, seed) for seed in range(20)])
+    lengths = asked["liked"].str.len().value_counts(normalize=True)
+    assert set(lengths.index) <= set(range(11))
+    assert lengths.loc[1:10].between(0.06, 0.14).all()
+    drawn = asked["liked"].explode().value_counts()
+    assert len(drawn) == 40 and drawn.max() < 2 * drawn.min()
+
+
+def test_the_four_beside_a_like_are_films_she_has_not_rated(notebook, made_up):
+    ratings, likes, films, asked, *_ = made_up
+    liked = notebook.with_bags(likes)
+    assert asked["click"].tolist()[: len(liked)] == [1] * len(liked)
+    pd.testing.assert_frame_equal(
+        asked[: len(liked)][["user_id", "title", "liked"]], liked[["user_id", "title", "liked"]]
+    )
+    others = asked[asked["click"] == 0]
+    rated = ratings.groupby("user_id")["title"].agg(set)
+    assert all(row.title not in rated[row.user_id] for row in others.itertuples())
+    assert all(row.title not in row.liked for row in others.itertuples())
+    bags = {(row.user_id, tuple(row.liked)) for row in liked.itertuples()}
+    assert all((row.user_id, tuple(row.liked)) in bags for row in others.itertuples())
+    columns = films.set_index("title")
+    for row in asked.itertuples():
+        film = columns.loc[row.title]
+        assert (row.year, row.genres, row.likes) == (film["year"], film["genres"], film["likes"])
+
+
+def test_films_are_drawn_as_often_as_they_are_liked(notebook, made_up):
+    _, likes, films, *_ = made_up
+    liked = notebook.with_bags(likes)
+    beside = notebook.beside_others(liked, films, pd.DataFrame({"user_id": [], "title": []}), 3)
+    drawn = beside[beside["click"] == 0]["title"].value_counts()
+    assert drawn.sum() == 4 * len(liked)  # who has rated nothing loses none
+    expected = films.set_index("title")["likes"] / films["likes"].sum() * drawn.sum()
+    chi_square = ((drawn.reindex(expected.index).fillna(0) - expected) ** 2 / expected).sum()
+    assert abs(chi_square - len(films)) < 5 * np.sqrt(2 * len(films))
+    evenly = pd.Series(drawn.sum() / len(films), expected.index)
+    assert ((drawn.reindex(evenly.index).fillna(0) - evenly) ** 2 / evenly).sum() > 2 * len(films)
+
+
+def test_the_index_of_a_frame_does_not_matter(notebook, made_up):
+    ratings, likes, films, asked, *_ = made_up
+    liked = notebook.with_bags(likes.set_index(np.zeros(len(likes), int)))
+    again = notebook.beside_others(liked.set_index(np.zeros(len(liked), int)), films, ratings)
+    pd.testing.assert_frame_equal(again, asked)
+
+
+# ---- The list --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knob", [0, 0.5, 3])
+def test_the_list_is_the_ten_highest_of_logit_and_knob(notebook, made_up, knob):
+    *_, films, _, model, encoder = made_up
+    liked = films["title"].tolist()[1:4]
+    scores = {}
+    for row in films.itertuples():
+        one = pd.DataFrame({"year": [row.year], "title": [row.title], "genres": [row.genres]})
+        logit = model(*encoder.transform(one.assign(liked=[liked]))[:3]).item()
+        scores[row.title] = logit + knob * np.log(row.likes)
+    expected = sorted(set(scores) - set(liked), key=scores.get, reverse=True)[:10]
+    assert notebook.recommend(model, encoder, films, liked, knob) == expected
+
+
+def test_the_list_follows_the_bag_the_year_and_the_genres(notebook, made_up):
+    """Of a model that hears one input alone, a list that leaves it out is a list of ties."""
+    *_, films, _, _, encoder = made_up
+    bag = films["title"].tolist()[:2]
+
+    class ByYear(torch.nn.Module):
+        def forward(self, dense, indices, offsets):
+            return dense[:, 0]
+
+    class ByGenres(torch.nn.Module):
+        def forward(self, dense, indices, offsets):
+            return torch.diff(offsets[1], append=torch.tensor([len(indices[1])])).float()
+
+    left = films[~films["title"].isin(bag)].reset_index(drop=True)
+    newest = left.nlargest(10, "year")["title"].tolist()
+    assert notebook.recommend(ByYear(), encoder, films, bag) == newest
+    most = left.assign(n=left["genres"].str.len()).nlargest(10, "n")["title"].tolist()
+    assert notebook.recommend(ByGenres(), encoder, films, bag) == most
+
+
+def test_frames_of_polars_and_any_index_give_the_same_list(notebook, made_up):
+    *_, films, _, model, encoder = made_up
+    liked = films["title"].tolist()[:3]
+    expected = notebook.recommend(model, encoder, films, liked, 0.5)
+    in_polars = polars.DataFrame({name: films[name].to_list() for name in films.columns})
+    assert notebook.recommend(model, encoder, in_polars, in_polars["title"][:3], 0.5) == expected
+    repeated = films.set_index(np.zeros(len(films), int))
+    assert notebook.recommend(model, encoder, repeated, tuple(liked), 0.5) == expected
+
+
+def test_unknown_films_are_named_and_left_out(notebook, made_up, capsys):
+    *_, films, _, model, encoder = made_up
     liked = films["title"].tolist()[:2]
-    places = [str(tmp_path / "model"), str(tmp_path / "films.json")]
-    command = [sys.executable, "-c", program, *places, *liked]
-    found = json.loads(subprocess.check_output(command, cwd=ROOT))
-    assert found == notebook.recommend(model, encoder, films, liked)
-    again, _ = load_model(tmp_path / "model")
-    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    expected = notebook.recommend(model, encoder, films, liked)
+    assert capsys.readouterr().out == ""
+    found = notebook.recommend(model, encoder, films, ["The Matrix", *liked])
+    assert found == expected and "The Matrix" in capsys.readouterr().out
+    empty = notebook.recommend(model, encoder, films, [])
+    assert notebook.recommend(model, encoder, films, ["The Matrix"]) == empty
+    assert len(empty) == 10
+
+
+# ---- Real people -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(notebook):
+    """Section 10's model of MovieLens-100K, and its encoder; some ten seconds."""
+    asked = people.asked_of(people.people(), people.SETTINGS, 0)
+    return people.trained("DLRM", asked, people.SETTINGS, 0)
+
+
+@pytest.mark.slow  # it trains section 10's model
+def test_every_input_counts(real):
+    group = people.people()
+    liked = people.notebook.with_bags(group.likes_of(group.new))
+    rows = people.beside(liked, group, 4, 0)
+    model, encoder = real
+    labels = rows["click"].to_numpy()
+
+    def losses(rows):
+        chances = people.notebook.predict(model, encoder.transform(rows))
+        return -np.log(np.where(labels == 1, chances, 1 - chances))
+
+    order = np.random.default_rng(0).permutation(len(rows))
+    for name in ("year", "title", "genres", "liked"):
+        dealt = rows.assign(**{name: rows[name].iloc[order].to_list()})
+        rise = losses(dealt) - losses(rows)
+        assert rise.mean() > 2 * rise.std() / len(rows) ** 0.5, name
+        assert rise.mean() > 0.005, name
+
+
+@pytest.mark.slow  # it scores every film for every newcomer
+def test_her_own_bag_finds_more_than_popularity_and_anothers_less(real):
+    tests, films = people.newcomers(), people.people().films
+    logs = people.log_likes(films)
+    other = [one._replace(bag=two.bag) for one, two in zip(tests, [*tests[1:], tests[0]])]
+    own, strange = (people.scores_of(*real, bags, films) + 0.5 * logs for bags in (tests, other))
+    known = people.judged(np.tile(logs, (len(tests), 1)), tests, films)["liked of ten"]
+    assert people.judged(own, tests, films)["liked of ten"] > known + 0.5
+    assert people.judged(strange, other, films)["liked of ten"] < known
+    ten = people.notebook.recommend(*real, films, tests[5].bag, 0.5)
+    assert ten == films["title"][np.argsort(np.where(
+        films["title"].isin(tests[5].bag), np.inf, -own[5]))[:10]].tolist()  # fmt: skip
 
 
 # ---- The benchmark ---------------------------------------------------------------------------
 
 
+def test_groups_are_apart_and_in_order_of_arrival():
+    group = people.people()
+    first = group.ratings.groupby("user_id")["timestamp"].min()
+    assert first[group.old].max() <= first[group.middle].min()
+    assert first[group.middle].max() <= first[group.new].min()
+    together = np.concatenate([group.old, group.middle, group.new])
+    assert len(together) == len(set(together)) == 943
+
+
+def test_settings_are_chosen_by_the_middle_tenth_with_full_bags(monkeypatch):
+    """Whatever judges a setting is asked about the people between, none of them emptied."""
+    asked = []
+
+    def judged(scores, tests, films, among=None):
+        asked.extend(tests)
+        return {"liked of ten": 0.0, "standard error": 1.0, "different films": 0}
+
+    monkeypatch.setattr(people, "judged", judged)
+    monkeypatch.setattr(people, "asked_of", lambda *_: None)
+    monkeypatch.setattr(people, "trained", lambda *_: (None, None))
+    monkeypatch.setattr(people, "scores_of", lambda *_: 0.0)
+    people.tried("DLRM", "rate", 0.1, 0)
+    people.tried_ease()
+    group = people.people()
+    assert {test.person for test in asked} <= set(group.middle)
+    assert len({test.person for test in asked}) > 80
+    likes = group.likes.groupby("user_id")["title"].agg(set)
+    for test in asked:
+        assert test.bag and test.hidden and not set(test.bag) & test.hidden
+        assert set(test.bag) | test.hidden <= likes[test.person]
+
+
+@pytest.mark.parametrize("length", people.LENGTHS)
+def test_a_newcomers_bag_is_known_and_the_rest_hidden(length):
+    group = people.people()
+    longest = {test.person: test for test in people.newcomers()}
+    for test in people.newcomers(length):
+        hers = set(group.likes.loc[group.likes["user_id"] == test.person, "title"])
+        assert test.person in set(group.new)
+        assert test.hidden == longest[test.person].hidden
+        assert test.bag == longest[test.person].bag[:length]
+        assert set(longest[test.person].bag) | test.hidden == hers
+
+
+def test_liked_films_are_counted_as_by_hand():
+    films = pd.DataFrame({"title": [f"f{k}" for k in range(30)]})
+    tests = [people.Newcomer(1, ["f29"], {"f28", "f20", "f19", "f18"})] * 2
+    scores = np.array([np.arange(30.0)] * 2)
+    found = people.judged(scores, tests, films)  # f28 to f19 are listed
+    assert found == {"liked of ten": 3, "standard error": 0, "different films": 10}
+    among = np.arange(30) < 20  # f19 to f10
+    assert people.judged(scores, tests, films, among)["liked of ten"] == 2
+
+
+@pytest.mark.parametrize("same", [0.0, np.nan, -np.inf])
+def test_ties_and_nan_count_against_a_model(same):
+    films = pd.DataFrame({"title": [f"f{k}" for k in range(30)]})
+    tests = [people.Newcomer(1, ["f9"], {"f0", "f1"})]
+    assert people.judged(np.full((1, 30), same), tests, films)["liked of ten"] == 0
+    one = np.arange(30.0)[None]
+    one[0, 0] = np.nan  # a film that she likes
+    assert people.judged(one, tests, films)["liked of ten"] == 0
+    assert people.hits(np.full((1, 30), same), [0], [[]]) == [0]
+
+
 def test_hits_are_counted_as_by_hand():
-    scores = np.array([np.arange(30.0), np.arange(30.0), np.arange(30.0)])
-    found = people.hits(scores, [20, 19, 19], [[], [], [29]])
-    assert found.tolist() == [1, 0, 1]  # nine, ten, and nine unseen films score higher
+    scores = np.array([np.arange(30.0)] * 4)
+    found = people.hits(scores, [20, 19, 19, 25], [[], [], [29], [25]])
+    assert found.tolist() == [1, 0, 1, 0]  # nine ahead, ten, nine that she hadn't rated; rated
 
 
 def test_the_error_is_that_of_people_not_of_likes():
@@ -129,21 +302,35 @@ def test_the_error_is_that_of_people_not_of_likes():
     assert doubled == pytest.approx((share, error))
 
 
-def test_what_the_text_says_of_the_stored_runs():
-    """Section 10: 8, 5, 17 and 10 % of hits; 600 films in place of 280; 18 % with both."""
-    runs = pd.read_csv(ROOT / "figures/measured/people.csv")
-    assert (runs.groupby(["model", "question"])["seed"].nunique().drop("popularity") == 10).all()
-    means = runs.groupby(["question", "model"]).mean(numeric_only=True)
-    stars, everything, popular = (means.loc[question] for question in people.QUESTIONS)
-    assert round(100 * everything["hits"]["popularity"]) == 8
-    assert (stars["hits"].drop("popularity") < stars["hits"]["popularity"] - 0.02).all()
-    assert round(100 * everything["hits"]["DLRM"]) == 17
-    assert round(100 * everything["hits_error"]["DLRM"], 1) == 1.4
-    near = everything["hits"][["matrix factorization", "plain MLP"]]
-    assert (everything["hits"]["DLRM"] - near < 2 * everything["hits_error"]["DLRM"]).all()
-    assert (means["films_in_lists"].unstack()["logistic regression"] == 10).all()
-    assert round(100 * popular["hits"]["DLRM"]) == 10
-    assert popular["hits"].drop("DLRM").drop("popularity").max() < 0.075
-    assert round(popular["films_in_lists"]["DLRM"], -2) == 600
-    assert round(everything["films_in_lists"]["DLRM"], -1) == 280
-    assert round(100 * popular["hits_with_log_likes"]["DLRM"]) == 18
+def test_ease_is_the_least_squares_that_its_formula_says(notebook):
+    """Column by column: each film by the others, its own weight held at 0."""
+    rng = np.random.default_rng(0)
+    seen = (rng.random((60, 6)) < 0.4).astype(float)
+    weights = notebook.ease(seen, 3.0)
+    for film in range(6):
+        others = np.delete(np.arange(6), film)
+        a = seen[:, others]
+        alone = np.linalg.solve(a.T @ a + 3 * np.eye(5), a.T @ seen[:, film])
+        assert np.allclose(np.delete(weights[:, film], film), alone)
+        assert weights[film, film] == 0
+
+
+@pytest.mark.parametrize("order", ["the site's", "random"])
+def test_a_bag_of_next_holds_the_ten_before(order):
+    rows = [(1, f"f{k}", k // 2) for k in range(30)]  # two films a second
+    likes = pd.DataFrame(rows, columns=["user_id", "title", "timestamp"])
+    asked = people.ordered(likes, order, 0)
+    for row in asked.itertuples():
+        assert row.title not in row.before and row.liked == row.before[-10:]
+        if order == "the site's":
+            k = int(row.title[1:])
+            assert row.before == [f"f{j}" for j in range(k // 2 * 2)]
+    assert len(asked) == (28 if order == "the site's" else 29)
+
+
+def test_the_first_setting_stays_unless_another_is_clearly_better():
+    rows = pd.DataFrame({
+        "model": ["A", "A", "B", "B"], "setting": ["x 1", "x 2"] * 2, "knob": [0, 1, 0, 1],
+        "liked of ten": [3.0, 3.1, 3.0, 3.5], "standard error": 0.2,
+    })  # fmt: skip
+    assert people.chosen(rows) == {"A": ("x 1", 0.0), "B": ("x 2", 1.0)}
