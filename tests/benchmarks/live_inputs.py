@@ -135,8 +135,9 @@ def main(seeds=10):
     save(table, "live_inputs", seeds == 10)
     for form, rows in table.groupby("form", sort=False):
         least = min((rows[f"{name}_rise"] / rows[f"{name}_error"]).min() for name in INPUTS)
+        loss = rows["log_loss"]
         print(
-            f"{form:34} log loss {rows['log_loss'].mean():.4f}, worst {rows['log_loss'].max():.4f}; "
+            f"{form:34} log loss {loss.mean():.4f}, worst {loss.max():.4f}; "
             f"dead outputs {rows['dead_outputs'].tolist()}, hidden {rows['dead_hidden'].tolist()}; "
             f"watched at least {rows['watched_0_to_10'].min():+.3f}, "
             f"skipped at most {rows['skipped_0_to_5'].max():+.3f}; "
