@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from budgets import ROOT
 from dlrm_utils import Batch, to_offsets
 from live_inputs import INPUTS, film_world, losses, move, rises, silent
 
@@ -150,3 +151,42 @@ def test_every_input_of_the_closed_loops_model_counts(notebook):
     batch = notebook.as_batch(world, *(fresh[name].to_numpy() for name in fresh))
     found = rises(recommender.model, batch)  # extremity, viewer, channel, kind
     assert (found[:, 0] > 2 * found[:, 1]).all(), found
+
+
+# ---- What sections 8 and 9 say of ten seeds --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forms():
+    """By form of the bottom MLP, the stored rows of ten seeds."""
+    table = pd.read_csv(ROOT / "figures/measured/live_inputs.csv")
+    return {form: rows.set_index("seed") for form, rows in table.groupby("form", sort=False)}
+
+
+def test_with_a_linear_last_layer_every_input_counts_with_ten_seeds(forms):
+    linear = forms["linear"]
+    assert linear.index.tolist() == list(range(10)) and (linear["dead_outputs"] == 0).all()
+    for name in INPUTS:
+        assert (linear[f"{name}_rise"] > 2 * linear[f"{name}_error"]).all(), name
+    assert linear["watched_0_to_10"].min() > 0.05 and linear["skipped_0_to_5"].max() < -0.05
+
+
+def test_the_published_form_is_dead_as_often_as_section_9_says(forms):
+    dead = forms["ReLU"]["dead_outputs"]
+    assert (dead == 2).sum() == 3  # "in 3 of ten seeds"
+    silent_ones = forms["ReLU"][dead == 2]
+    assert (silent_ones[["watched_0_to_10", "skipped_0_to_5"]] == 0).all(axis=None)
+    assert (silent_ones["auc"] > 0.8).all()  # and the score doesn't tell
+
+
+def test_no_other_form_beats_the_linear_one_by_two_standard_errors(forms):
+    for form, rows in forms.items():
+        gain = forms["linear"]["log_loss"] - rows["log_loss"]  # in the same worlds
+        assert form == "linear" or gain.mean() < 2 * gain.std() / len(gain) ** 0.5, form
+
+
+def test_dlrm_goes_nine_tenths_of_the_way_and_finds_the_plane(forms):
+    linear = forms["linear"]
+    floor, ceiling = linear["logistic_log_loss"], linear["truth_log_loss"]
+    assert ((floor - linear["log_loss"]) / (floor - ceiling)).min() > 0.895
+    assert linear["r2"].min() > 0.97

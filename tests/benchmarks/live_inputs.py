@@ -134,14 +134,14 @@ def main(seeds=10):
     table = pd.DataFrame(in_parallel(measured, jobs)).round(5)
     save(table, "live_inputs", seeds == 10)
     for form, rows in table.groupby("form", sort=False):
-        least = min((rows[f"{name}_rise"] / rows[f"{name}_error"]).min() for name in INPUTS)
+        errors = [(rows[f"{name}_rise"] / rows[f"{name}_error"]).fillna(0) for name in INPUTS]
         loss = rows["log_loss"]
         print(
             f"{form:34} log loss {loss.mean():.4f}, worst {loss.max():.4f}; "
             f"dead outputs {rows['dead_outputs'].tolist()}, hidden {rows['dead_hidden'].tolist()}; "
             f"watched at least {rows['watched_0_to_10'].min():+.3f}, "
             f"skipped at most {rows['skipped_0_to_5'].max():+.3f}; "
-            f"smallest rise {least:.1f} standard errors"
+            f"smallest rise {np.min(errors):.1f} standard errors"
         )
 
 
