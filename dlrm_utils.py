@@ -143,6 +143,23 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
         labels = None if self.labels is None else self.labels[rows]
         return Batch._make((self.dense[rows], indices, offsets, labels))
 
+    def shuffled(self, place):
+        """The same rows, but one of their inputs is dealt out anew, by torch's random numbers.
+
+        place: of the input; dense numbers come first, then tables, whose bags stay whole.
+        """
+        numbers, tables = self.dense.shape[1], len(self.indices)
+        if place not in range(numbers + tables):
+            raise IndexError(f"input {place} of {numbers} dense numbers and {tables} tables")
+        other = self.take(torch.randperm(len(self.dense)))
+        if place < numbers:
+            dense = self.dense.clone()
+            dense[:, place] = other.dense[:, place]
+            return self._replace(dense=dense)
+        indices, offsets, table = [*self.indices], [*self.offsets], place - numbers
+        indices[table], offsets[table] = other.indices[table], other.offsets[table]
+        return self._replace(indices=indices, offsets=offsets)
+
 
 def row_numbers(rows, total):
     """Which of `total` rows an index means, int64 from 0 to total - 1; IndexError as in NumPy.

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from closed_loop import explore, rerank
+import closed_loop
+from closed_loop import REMEDIES, explore, rerank
 
 torch.sparse.check_sparse_tensor_invariants.disable()
 COUNTS = st.lists(st.integers(0, 50), min_size=2, max_size=12).filter(any).map(np.array)
@@ -124,6 +125,61 @@ def test_the_loop_shows_distinct_channels_and_clicks_as_planted(notebook):
     best = np.sort(world.probability, axis=1)[:, -6:].sum(1).mean()
     assert math.isclose(history["clicks"].iloc[-1], best)
     assert (history["clicks"] <= best + 1e-9).all()
+
+
+def test_what_chooses_fills_every_slate_but_the_first(notebook):
+    """A remedy that the loop doesn't ask would change nothing."""
+    world, asked = notebook.small_world(2, viewers=30, channels=24), []
+
+    def last_six(scores, kinds, size, rng):
+        asked.append((scores, kinds, size))
+        return np.tile(np.arange(18, 24), (30, 1))
+
+    logs = []
+    notebook.closed_loop(world, lambda w, log, rng: logs.append(log) or w.probability, last_six)
+    assert len(asked) == 9  # of ten rounds
+    assert all(np.array_equal(scores, world.probability) for scores, _, _ in asked)
+    assert all(np.array_equal(kinds, world.kinds) and size == 6 for _, kinds, size in asked)
+    assert set(logs[-1]["channel"].iloc[30 * 6 :]) == set(range(18, 24))
+    assert len(set(logs[0]["channel"])) > 6  # the first slates are drawn by chance
+
+
+@pytest.mark.parametrize("name", ["DLRM", *REMEDIES])
+def test_the_benchmark_hands_each_remedy_to_the_loop(monkeypatch, name):
+    handed = []
+
+    def spy(world, score_all, choose, seed):
+        handed.append(choose)
+        return pd.DataFrame({"clicks": [1.0]})
+
+    monkeypatch.setattr(closed_loop.notebook, "closed_loop", spy)
+    closed_loop.ends_of(name, 0)
+    assert handed == [REMEDIES.get(name, closed_loop.notebook.highest)]
+
+
+def test_the_models_input_is_extremity_viewer_channel_and_kind(notebook):
+    world = notebook.small_world(3, viewers=5, channels=9, num_kinds=4)
+    viewers, channels = np.array([4, 0, 2]), np.array([8, 3, 6])
+    batch = notebook.as_batch(world, viewers, channels, np.array([True, False, True]))
+    assert np.allclose(batch.dense[:, 0], world.extremity[channels]) and batch.dense.shape == (3, 1)
+    ids = [ids.tolist() for ids in batch.indices]
+    assert ids == [[4, 0, 2], [8, 3, 6], [0, 3, 2]] and batch.labels.tolist() == [1, 0, 1]
+    model = notebook.ByDLRM(world, 0).model
+    assert [table.num_embeddings for table in model.tables] == [5, 9, 4]
+    assert model.bottom[0].in_features == 1
+
+
+def test_a_model_trained_anew_forgets_the_rounds_before(notebook):
+    world = notebook.small_world(5, viewers=20, channels=16)
+    log = pd.DataFrame({"viewer": np.arange(20), "channel": np.arange(20) % 16, "click": True})
+    twice = {}
+    for name in ("DLRM", "trained anew", "other weights"):
+        score = closed_loop.new_scorer(name, world, 0)
+        twice[name] = [score(world, log, None) for _ in range(2)]
+    assert np.array_equal(*twice["trained anew"])
+    assert np.array_equal(twice["DLRM"][0], twice["trained anew"][0])
+    assert not np.allclose(*twice["DLRM"])
+    assert not np.allclose(twice["DLRM"][0], twice["other weights"][0])
 
 
 def test_the_same_seed_gives_the_same_loop(notebook):

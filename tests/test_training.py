@@ -83,6 +83,23 @@ def test_each_epoch_sees_every_row_once_in_a_new_order(notebook, toy):
     assert sorted(first) == sorted(second) == list(ROWS) and not np.array_equal(first, second)
 
 
+def test_fit_sees_every_row_once_an_epoch_in_a_new_order(notebook, toy):
+    seen = []
+
+    def get_batch(places):
+        seen.append(places)
+        return toy.batch(places.numpy())
+
+    model, optimizer = new_model(notebook, toy)
+    losses = notebook.fit(model, optimizer, get_batch, 1_000, batch_size=300, epochs=2)
+    assert [len(places) for places in seen] == 2 * [300, 300, 300, 100] and len(losses) == 8
+    first, second = torch.cat(seen[:4]).tolist(), torch.cat(seen[4:]).tolist()
+    assert sorted(first) == sorted(second) == list(range(1_000))
+    # Neither in the order of the rows, nor twice in the same: few keep their place by luck.
+    for one, other in [(first, range(1_000)), (second, range(1_000)), (first, second)]:
+        assert sum(a == b for a, b in zip(one, other)) < 20
+
+
 def test_a_stop_beyond_the_end_is_the_end(notebook, toy):
     ends = []
     for stop in (None, 10_000):
