@@ -15,6 +15,7 @@ The executed notebooks stay in build/arithmetic: what the text claims has to hol
 """
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -49,7 +50,8 @@ SETTINGS = {
     "ATEN_CPU_CAPABILITY=default": (OTHER_PYTORCH, ""),
     "MKL_CBWR=COMPATIBLE": (OTHER_MKL, ""),
     "both, and OPENBLAS_CORETYPE=Nehalem": (OTHER_PYTORCH | OTHER_MKL | OTHER_NUMPY, ""),
-    "two threads": ({}, "use_two_threads()"),
+    # Passive: beside another notebook, a thread that spins would keep the others waiting.
+    "two threads": ({"OMP_WAIT_POLICY": "PASSIVE"}, "use_two_threads()"),
 }
 for coins in range(1, 8):
     SETTINGS[f"weights moved by a last bit, {coins}"] = ({}, f"move_weights({coins})")
@@ -111,7 +113,7 @@ def executed(notebook, setting, parameters=""):
         first = f"import sys\nsys.path.insert(0, {path!r})\nimport arithmetic\narithmetic.{first}"
     cells = [nbformat.v4.new_code_cell(first)]
     for cell in notebook.cells:
-        cells.append(cell.copy())
+        cells.append(copy.deepcopy(cell))
         if "parameters" in cell.metadata.get("tags", []):
             cells.append(nbformat.v4.new_code_cell(parameters))
     run = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
