@@ -154,7 +154,7 @@ def shortened(path):
     kept = []
     for cell in code_cells(read_notebook()):
         cell.outputs = []
-        if not cell.id.startswith(WHOLE) or "ratings" in cell.source.split("import")[-1]:
+        if not cell.id.startswith(WHOLE) or "ratings[" in cell.source:
             chosen = [one for one in ast.parse(cell.source).body if isinstance(one, DEFINITIONS)]
             cell.source = "\n".join(map(ast.unparse, chosen))
         if cell.source:
