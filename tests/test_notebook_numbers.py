@@ -10,8 +10,9 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
-from budgets import ROOT, code_cells, read_notebook, tags
+from budgets import ROOT, code_cells, read_notebook
 from notebook_numbers import RANGES as RANGES_FILE
 from notebook_numbers import (
     difference,
@@ -175,18 +176,59 @@ def test_the_table_names_no_processor():
 
 # ---- Faults that 5 % let pass ----------------------------------------------------------------
 
+SCORES = "section-9-10"  # the small world's scores
 
-def run_until(last, change=None):
-    """The namespace of the notebook's cells up to one; `change` gets it when DLRM is defined."""
+
+def hour_frozen(model):
+    model.tables[2].weight.requires_grad_(False)
+
+
+def hour_never_told(model):
+    def all_unknown(module, arguments):
+        ids, offsets = arguments
+        return torch.zeros_like(ids), offsets
+
+    model.tables[2].register_forward_pre_hook(all_unknown)
+
+
+def one_product_of_six(model):
+    """The top MLP reads the dense vector and six products; only viewer · film is left."""
+    kept = torch.tensor([1.0, 1, 0, 0, 1, 0, 0, 0])
+    model.top.register_forward_pre_hook(lambda module, arguments: (arguments[0] * kept,))
+
+
+def printed_until(last, break_model):
+    """What a cell prints if each DLRM made before it is broken."""
     names = {"__name__": "__main__"}
     for cell in code_cells(read_notebook()):
-        if "hide-input" in tags(cell) and "parameters" not in tags(cell) and "plt" in cell.source:
-            continue  # it only draws
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(cell.source, cell.id, "exec"), names)
-        if change and "DLRM" in names:
-            change(names)
-            change = None
+        if "class DLRM" in cell.source:
+            whole = names["DLRM"].__init__
+
+            def broken(self, *arguments, whole=whole, **more):
+                whole(self, *arguments, **more)
+                if len(self.tables[0].weight) > 100:  # not the hand-typed one
+                    break_model(self)
+
+            names["DLRM"].__init__ = broken
         if cell.id == last:
             return printed.getvalue()
-    raise AssertionError(f"no cell {last}")
+    raise AssertionError(f"there is no cell {last}")
+
+
+@pytest.mark.slow  # section 8's training
+@pytest.mark.parametrize("fault", [hour_frozen, hour_never_told, one_product_of_six])
+def test_a_planted_fault_is_noticed_by_the_scores(fault, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    threads = torch.get_num_threads()
+    [cell] = [cell for cell in code_cells(read_notebook()) if cell.id == SCORES]
+    measured_ranges = read_ranges()["cells"][SCORES]["ranges"]
+    stored, fresh = text_of(cell.outputs), printed_until(SCORES, fault)
+    torch.set_num_threads(threads)  # the notebook set it to one
+    said = difference(stored, fresh, measured_ranges)
+    assert said and "came out" in said
+    old, new = (map(float, words_and_numbers(text)[1]) for text in (stored, fresh))
+    for before, after in zip(old, new, strict=True):
+        assert abs(before - after) <= 0.01 + 0.05 * abs(before)  # once this was enough
