@@ -41,6 +41,7 @@ from notebook_numbers import (  # noqa: E402
     words_and_numbers,
 )
 
+KEPT = ROOT / "build/arithmetic"  # the executed notebooks
 OTHER_PYTORCH = {"ATEN_CPU_CAPABILITY": "default"}
 OTHER_MKL = {"MKL_CBWR": "COMPATIBLE"}
 OTHER_NUMPY = {"OPENBLAS_CORETYPE": "Nehalem"}
@@ -97,7 +98,7 @@ def cells_until(notebook, last):
 
 def checkout(folder):
     """A copy of what the notebook needs, so that runs at once share no file."""
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), ROOT / "DLRM.ipynb"]:  # saved models need its classes
         shutil.copy(path, folder)
     shutil.copytree(ROOT / "figures", folder / "figures")
     (folder / "data").mkdir()
@@ -127,13 +128,16 @@ def executed(notebook, setting, parameters=""):
 
 
 def run_all(notebook, settings, parameters, processes):
-    """{name: {cell id: the executed cell}}, each run kept in build/arithmetic as a notebook too."""
-    kept = ROOT / "build/arithmetic"
-    kept.mkdir(parents=True, exist_ok=True)
+    """{name: {cell id: the executed cell}}; each run is kept as a notebook, too."""
+    KEPT.mkdir(parents=True, exist_ok=True)
 
     def run(name, setting, parameters):
-        done, seconds = executed(notebook, setting, parameters)
-        nbformat.write(done, kept / f"{name.replace(' ', '_')}.ipynb")
+        try:
+            done, seconds = executed(notebook, setting, parameters)
+        except Exception as error:  # a dead kernel mustn't cost the other runs
+            print(f"left out: {name}, {type(error).__name__}: {error}", flush=True)
+            return None
+        nbformat.write(done, KEPT / f"{name.replace(' ', '_')}.ipynb")
         print(f"{seconds:5.0f} s  {name}", flush=True)
         return {cell.id: cell for cell in done.cells if cell.cell_type == "code"}
 
@@ -142,7 +146,8 @@ def run_all(notebook, settings, parameters, processes):
             name: pool.submit(run, name, setting, given)
             for name, (setting, given) in zip(settings, parameters)
         }
-        return {name: run.result() for name, run in runs.items()}
+        done = {name: run.result() for name, run in runs.items()}
+    return {name: cells for name, cells in done.items() if cells}
 
 
 def complaints(notebook, runs):
@@ -156,8 +161,8 @@ def complaints(notebook, runs):
             if any(output.output_type == "error" for output in run[cell.id].outputs):
                 yield f"{cell.id}: an error, {name}"
             elif is_approximate(cell):
-                words, same_words = words_and_numbers(first)[0], words_and_numbers(texts[name])[0]
-                if words != same_words:
+                words, usual = (words_and_numbers(text)[0] for text in (texts[name], first))
+                if words != usual:
                     yield f"{cell.id}: other words, {name}"
             elif (
                 "nbval-ignore-output" not in cell.metadata.get("tags", []) and texts[name] != first
@@ -181,30 +186,38 @@ def write_ranges(cells, settings, path=RANGES):
 
 
 def print_widest(notebook, runs, most=40):
-    """The numbers that move most, counted in units of the last digit that the cell prints."""
+    """The numbers that move most, counted in units of the last digit that the cell prints.
+
+    Beside them stands what was stored of them, for another spread such as that of seeds.
+    """
+    stored = read_ranges()["cells"]
     rows = []
     for cell in filter(is_approximate, notebook.cells):
         found = next(iter(runs.values()))[cell.id]
         words, numbers = words_and_numbers(text_of(found.outputs))
+        kept = iter(stored.get(cell.id, {"ranges": []})["ranges"])
         for number, word, (low, high) in zip(numbers, words, ranges_of(cell, runs)):
-            units = (high - low) / last_digit(number)
-            rows.append((units, cell.id, word[-40:], number, low, high))
+            units, before = (high - low) / last_digit(number), next(kept, None)
+            rows.append((units, cell.id, number, low, high, before, word[-30:]))
     print(
         f"\nof {len(rows)} numbers {sum(units > 10 for units, *_ in rows)} move by more than ten,"
     )
     print("in units of the last printed digit; the widest:")
-    for units, name, word, number, low, high in sorted(rows, reverse=True)[:most]:
-        print(f"{units:8.1f}  {name:15} {number:>10}  {low:g} to {high:g}  after {word!r}")
+    for units, name, number, low, high, before, word in sorted(rows, key=lambda row: -row[0])[
+        :most
+    ]:
+        print(
+            f"{units:8.1f}  {name:15} {number:>8}  {low:g} to {high:g}, {word!r}; stored: {before}"
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("notebook", nargs="?", default=ROOT / "DLRM.ipynb")
     parser.add_argument("--until", default="", metavar="ID", help="e.g. section-9")
     parser.add_argument("--at-once", type=int, default=2, help="notebooks that run at once")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1; stores nothing")
     options = parser.parse_args()
-    notebook = nbformat.read(options.notebook, as_version=4)
+    notebook = nbformat.read(ROOT / "DLRM.ipynb", as_version=4)
     notebook.cells = cells_until(notebook, options.until)
     if options.seeds:
         names = [f"seed {seed}" for seed in range(options.seeds)]
@@ -212,13 +225,15 @@ def main():
     else:
         names, parameters = list(SETTINGS), [(name, "") for name in SETTINGS]
     runs = run_all(notebook, names, parameters, options.at_once)
+    if len(runs) < len(names) / 2:
+        sys.exit("More than half of the runs came to nothing; nothing is stored.")
     print_widest(notebook, runs)
     if options.seeds:
         return
     cells = read_ranges()["cells"] if options.until and RANGES.exists() else {}
     for cell in filter(is_approximate, notebook.cells):
         cells[cell.id] = {"source": fingerprint(cell), "ranges": ranges_of(cell, runs)}
-    write_ranges(cells, names)
+    write_ranges(cells, list(runs))
     found = list(complaints(notebook, runs))
     print(*found, sep="\n")
     sys.exit("These cells have to be changed: no range can mend them." if found else 0)
