@@ -64,11 +64,11 @@ REFUSED = [
     ("learning_rate", "0.1", "above 0"),
     ("device", "gpu", "'auto', 'cpu'"),
     ("device", None, "'auto', 'cpu'"),
-    ("ratings_file", "none/such", "a path that exists"),
-    ("raw_data_file", "none/such", "a path that exists"),
-    ("raw_data_file", None, "a path that exists"),
-    ("processed_folder", "none/such", "a folder that exists"),
-    ("processed_folder", 2024, "a folder that exists"),  # as papermill types 2024
+    ("ratings_file", "none/such", "that exists"),
+    ("raw_data_file", "none/such", "that exists"),
+    ("raw_data_file", None, "that exists"),
+    ("processed_folder", "none/such", "that exists"),
+    ("processed_folder", 2024, "that exists"),  # as papermill types 2024
     ("data_generation", "real", "'synthetic' or 'random'"),
     ("data_generation", "dataset", "with raw_data_file or processed_folder"),
 ]
