@@ -22,10 +22,13 @@ def one_thread():
 
 @one_thread()
 def run(processed, folder, batch_size=256, stop=None):
-    """Two epochs of a small stacked model, a checkpoint every 25 steps; the model, its history."""
+    """Two epochs of a small stacked model, a checkpoint every 25 steps.
+
+    Returns the model, its history, and how many steps this call took.
+    """
     data = dlrm_utils.load_criteo(processed)
     torch.manual_seed(0)
     model = notebook.StackedDLRM(data.table_sizes, 8, [16], [16])
     optimizer = notebook.RowAdagrad(model.parameters(), lr=0.02)
     settings = {"every": 25, "num_epochs": 2, "stop": stop}
-    return model, notebook.train_long(model, optimizer, data, batch_size, folder, **settings)
+    return model, *notebook.train_long(model, optimizer, data, batch_size, folder, **settings)

@@ -66,7 +66,8 @@ def trained(data, folder, device):
     model = notebook.StackedDLRM(data.table_sizes, 16, *LAYERS["paper"], bfloat16=narrow).to(device)
     every = max(1, math.ceil(len(data.train) / BATCH_SIZE) // EVALUATIONS)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    return model, notebook.train_long(model, optimizer, data, BATCH_SIZE, folder, every)
+    history, _ = notebook.train_long(model, optimizer, data, BATCH_SIZE, folder, every)
+    return model, history
 
 
 def main(rows=ROWS):
