@@ -1,7 +1,12 @@
-"""The shapes that the drawings are made of: boxes, arrows, labels, and axes within a drawing.
+"""The shapes that the drawings are made of: boxes, arrows, labels, axes in a drawing, and graphs.
 
 All lengths are in points, like the type sizes.
 """
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -220,3 +225,19 @@ def circle(ax, x, y, text, kind):
 def save(ax, path):
     """Write a drawing as SVG, without date and version: the same drawing has the same bytes."""
     ax.figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_graph(graph, path):
+    """Draw a Graphviz graph, torchviz's say, as SVG with the renderer that pip installed.
+
+    torchviz names boxes by places in memory; renumbered, the same graph gives the same file.
+    """
+    numbers = {}
+    source = graph.source.replace("=monospace", '="Courier New"')  # the renderer knows its width
+    source = re.sub(
+        r"\b\d{9,}\b", lambda place: str(numbers.setdefault(place[0], len(numbers))), source
+    )
+    command = [Path(sys.executable).with_name("graphviz-pure"), "-Tsvg"]
+    svg = subprocess.check_output(command, input=source, text=True)
+    svg = svg.replace('"Courier New"', '"Courier New,monospace"')  # where a browser lacks it
+    Path(path).write_text(svg, encoding="utf-8")
