@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 
-from figures.shapes import COLOURS, FAINT, INK
+from figures.shapes import COLOURS, FAINT, INK, draw_graph  # noqa: F401 (for cells)
 
 FOLDER = Path(__file__).parent
 GREEN, GREY = COLOURS["interaction"], COLOURS["other"]  # models are green
