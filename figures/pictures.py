@@ -16,7 +16,7 @@ from IPython.display import HTML
 
 from figures.shapes import COLOURS, FAINT, INK, draw_graph  # noqa: F401 (for cells)
 
-FOLDER = Path(__file__).parent
+FOLDER, INSERTS = Path(__file__).parent, ("live.css", "training.js", "world.js")
 GREEN, GREY = COLOURS["interaction"], COLOURS["other"]  # models are green
 RIVALS = [("#4a5568", "--"), ("#7f8ca1", "-."), ("#1a202c", ":"), ("#626f85", (0, (4, 1, 1, 1)))]
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
@@ -167,20 +167,20 @@ def trade(title, panels):
     and paths: remedy -> DataFrame, a dose a row; its columns (x, run) give a thin line a run.
     """
     for ax, panel in zip(_panels(title, [p["title"] for p in panels], (9, 4)), panels):
-        dots = []
+        doses = {}
         for (name, path), kind in zip(panel["paths"].items(), ("dense", "both", "interaction")):
             colour, runs = COLOURS[kind], [path[[panel[axis]]].to_numpy() for axis in "xy"]
             means = np.mean(runs, axis=2)  # (2, doses)
             ax.plot(*runs, color=colour, alpha=0.25, linewidth=0.8)
             ax.plot(*means, "o-", color=colour, linewidth=2)
             ax.annotate(name, means[:, -1], weight="bold", color=colour, **NEAR)
-            for dose, place in zip(path.index, means.T):
-                ax.annotate(dose, place, size=9, color=colour, **NEAR)
-            dots += [*means.T]
+            doses |= {tuple(place): (dose, colour) for dose, place in zip(path.index, means.T)}
+        for place, (dose, colour) in doses.items():  # where paths begin together, one number
+            ax.annotate(dose, place, size=9, color=colour, **NEAR)
         place = 0.1 + 0.8 * ("right" in panel["better"]), 0.05 + 0.9 * ("upper" in panel["better"])
         ax.annotate("better", place, xycoords="axes fraction", weight="bold", **NEAR)
         ax.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
-        _spread(ax, AROUND, ax.transData.transform(dots))
+        _spread(ax, AROUND, ax.transData.transform([*doses]))
 
 
 def live(picture, **numbers):
@@ -192,7 +192,7 @@ def live(picture, **numbers):
     def rounded(x):  # six digits, which no picture can show to be wrong, take half the space
         return torch.as_tensor(x).double().round(decimals=6).tolist()
 
-    texts = {name: (FOLDER / name).read_text("utf-8") for name in ("live.css", "training.js")}
+    texts = {name: (FOLDER / name).read_text("utf-8") for name in INSERTS}
     texts["NUMBERS"] = json.dumps(numbers, default=rounded).replace("<", "\\u003c")
     page = (FOLDER / "live.html").read_text("utf-8").replace("PICTURE", picture)
     for place, text in texts.items():
