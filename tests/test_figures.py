@@ -1,6 +1,5 @@
 """The figures: drawn again they are what is stored, their numbers are right, no text is cut."""
 
-import ast
 import itertools
 import re
 import subprocess
@@ -17,7 +16,6 @@ from budgets import code_cells, read_notebook
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "figures"))
 import make_figures  # noqa: E402
-import shapes  # noqa: E402
 
 NAMES = [draw.__name__ for draw in make_figures.FIGURES]
 # By hand, from the numbers that the notebook types.
@@ -103,18 +101,6 @@ def test_the_computation_graph_shows_each_part():
     text = (ROOT / "figures/dlrm_graph.svg").read_text(encoding="utf-8")
     for part in ("EmbeddingBagBackward", "BmmBackward", "tables.0.weight", "bottom.0.weight"):
         assert part in text
-
-
-def typed(name):
-    """What the notebook assigns to a name among its settings."""
-    for cell in code_cells(read_notebook()):
-        for statement in ast.parse(cell["source"]).body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
-                return ast.literal_eval(statement.value)
-
-
-def test_drawings_and_plots_have_the_same_colours():
-    assert typed("COLOURS") == shapes.COLOURS
 
 
 def test_what_the_drawings_repeat_is_what_the_notebook_says():
