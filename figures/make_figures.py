@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.patches import Circle
 
 from shapes import (
     COLOURS,
+    FAINT,
     GUIDE,
     INK,
     MARK,
@@ -22,7 +24,6 @@ from shapes import (
     SVG,
     TEXT,
     arrow,
-    beside,
     box,
     bracket,
     canvas,
@@ -40,7 +41,11 @@ from shapes import (
     rounded,
     save,
     several,
+    slider,
+    tag,
     thousandths,
+    tick,
+    tint,
     trapezoid,
     vector,
     widths,
@@ -70,6 +75,10 @@ def worked_example(book):
         made.vectors = torch.cat([model.bottom(made.logs)[None], bags])  # (4, 2)
     made.products = made.vectors @ made.vectors.T  # (4, 4)
     made.kept = [divmod(place, 4) for place in model.kept.tolist()]  # row and column
+    made.chances = {}  # of every film, for her, that evening
+    for film, name in enumerate(book.film_names[1:], 1):
+        bags = [book.her_indices[0], torch.tensor([film]), book.her_indices[2]]
+        made.chances[name] = model(book.her_dense, bags, book.her_offsets).sigmoid().item()
     logit = model(book.her_dense, book.her_indices, book.her_offsets)
     loss = torch.nn.BCEWithLogitsLoss()(logit, torch.tensor([book.clicked]))
     tables = [table.weight for table in model.tables]
@@ -152,11 +161,11 @@ def plane(book):
     films = zip(book.film_names[1:], book.film_table[1:].tolist(), FILM_COLOURS)
     for (name, end, colour), shift in zip(films, [(4, -10), (-6, 9), (0, 9)]):
         arrow(plot, (0, 0), end, colour, width=2.8)
-        beside(plot, end, name, shift, weight="bold")
+        tag(plot, end, name, shift, weight="bold")
     genres = zip(book.genre_names[1:], book.genre_table[1:].tolist(), GENRE_COLOURS)
     for (name, end, colour), shift in zip(genres, [(6, 9), (22, -3), (-4, -9)]):
         dashed_arrow(plot, (0, 0), end, colour)
-        beside(plot, end, name, shift)
+        tag(plot, end, name, shift)
     arrow(ax, (92, 12), (122, 12), INK, width=2.8)
     label(ax, 128, 12, "film", ha="left", weight="bold")
     dashed_arrow(ax, (182, 12), (212, 12), INK)
@@ -214,7 +223,10 @@ def offsets(book):
         else:
             dashed_box(ax, left + width / 2, y, width, 34, "empty")
             dashed_box(ax, x, 36, width, 24, start, TEXT)
-        arrow(ax, (x, 48), (flow + width * start + 4 + 6 * (b == 2), 103))  # the left corner
+        # An empty bag starts where the next one does: both arrows end well inside its first box.
+        draw, end = (arrow, 14) if bag else (dashed_arrow, 8)
+        end = 32 if starts.count(start) > 1 and bag else end
+        draw(ax, (x, 48), (flow + width * start + end, 104), COLOURS["other"])
     return ax
 
 
@@ -239,6 +251,7 @@ def bottom_mlp(book):
             label(ax, xs[1], y - 39, f"ReLU: {thousandths(total)} → 0")
     dashed_box(ax, xs[2], 115, 54, 122, "")  # both are one vector
     label(ax, xs[2], 40, "dense vector", TEXT)
+    label(ax, xs[2], 26, "no ReLU here")
     for y, meaning, value in zip(ys[0], DENSE_MEANINGS, book.dense_row):
         text = f"{textwrap.fill(meaning, 9)}\nlog(1 + {number(value)})"
         label(ax, xs[0] - 25, y, text, ha="right")
@@ -274,17 +287,17 @@ def plane_sum(book):
     total = book.vectors[NAMES.index("liked")]
     dashed_arrow(plot, (0, 0), comedy, COLOURS["comedy"])
     dashed_arrow(plot, comedy, total.tolist(), COLOURS["horror"])
-    arrow(plot, (0, 0), total.tolist(), INK)
-    beside(plot, comedy, book.liked[0], (-24, -9))
+    tag(plot, comedy, book.liked[0], (-24, -9))
     middle = np.add(comedy, np.array(horror) / 2)
-    beside(plot, middle, book.liked[1], (4, 0), ha="left")
-    beside(plot, total.tolist(), " + ".join(book.liked), (0, 9))
+    tag(plot, middle, book.liked[1], (4, 0), ha="left")
+    tag(plot, total.tolist(), " + ".join(book.liked), (0, 9))
     shifts = [(4, -16), (-4, 16), (-46, 2)]
     films = zip(book.film_names[1:], book.film_table[1:], FILM_COLOURS, shifts)
     for name, film, colour, shift in films:
         product = (total @ film).item()
         arrow(plot, (0, 0), film.tolist(), colour, width=2.8)
-        beside(plot, film.tolist(), f"{name}\n{number(round(product, 3))}", shift, weight="bold")
+        tag(plot, film.tolist(), f"{name}\n{number(round(product, 3))}", shift, weight="bold")
+    arrow(plot, (0, 0), total.tolist(), INK)  # last, so that it lies on Zombie Picnic's
     label(ax, 164, 12, f"numbers: dot product with {' + '.join(book.liked)}")
     return ax
 
@@ -326,9 +339,9 @@ def sigmoid_curve(ax, logit, probability):
     plot.plot(logits, 1 / (1 + np.exp(-logits)), color=INK, linewidth=1.6)
     plot.plot([logit, logit, -5], [0, probability, probability], **GUIDE)
     plot.plot(logit, probability, **MARK)
-    beside(plot, (logit, 0), f"{logit:.3f}", (4, 8), ha="left")
-    beside(plot, (-5, probability), f"{probability:.3f}", (4, 8), ha="left")
-    beside(plot, (logit, probability), "Mira", (8, -8), ha="left", weight="bold")
+    tag(plot, (logit, 0), f"{logit:.3f}", (4, 8), ha="left")
+    tag(plot, (-5, probability), f"{probability:.3f}", (4, 8), ha="left")
+    tag(plot, (logit, probability), "Mira", (8, -8), ha="left", weight="bold")
 
 
 def loss_curves(ax, book):
@@ -340,14 +353,14 @@ def loss_curves(ax, book):
     chances = np.linspace(0.001, 0.999, 500)
     plot.plot(chances, -np.log(chances), color=INK, linewidth=1.6)
     plot.plot(chances, -np.log(1 - chances), color=INK, linewidth=1.6, linestyle="--")
-    beside(plot, (np.exp(-3), 3), "if she clicks", (7, 0), ha="left")
-    beside(plot, (1 - np.exp(-3), 3), "if she doesn't", (-7, 0), ha="right")
+    tag(plot, (np.exp(-3), 3), "if she clicks", (7, 0), ha="left")
+    tag(plot, (1 - np.exp(-3), 3), "if she doesn't", (-7, 0), ha="right")
     chance = book.probability
     plot.plot([chance, chance], [0, book.loss_no_click], **GUIDE)
     plot.plot(chance, book.loss_click, **MARK)
     plot.plot(chance, book.loss_no_click, markerfacecolor="white", **MARK)
-    beside(plot, (chance, book.loss_click), f"{book.loss_click:.3f}", (4, 9), ha="left")
-    beside(plot, (chance, book.loss_no_click), f"{book.loss_no_click:.3f}", (-7, 6), ha="right")
+    tag(plot, (chance, book.loss_click), f"{book.loss_click:.3f}", (4, 9), ha="left")
+    tag(plot, (chance, book.loss_no_click), f"{book.loss_no_click:.3f}", (-7, 6), ha="right")
 
 
 def gradient(book):
@@ -398,19 +411,23 @@ def funnel(book):
 
 
 def step(book):
-    """One step of SGD on the plane: the film that she clicked moves towards what she likes."""
-    zoom = {"low": (-0.1, -0.1), "high": (1.15, 1.15), "unit": 200}
+    """One step of SGD, seen from near: the film that she clicked moves towards what she likes."""
+    zoom = {"low": (0.7, 0.7), "high": (1.05, 1.05), "unit": 700, "ticks": (0.7, 0.8, 0.9, 1)}
     ax, plot = funny_scary_plane("Her click pulls the film towards Mira", **zoom)
     before = book.film_table[book.film_id]
     after = before - STEP_RATE * book.gradients[1][book.film_id]
     likes = book.vectors[NAMES.index("liked")].tolist()
-    dashed_arrow(plot, (0, 0), likes, INK)
-    beside(plot, likes, "what Mira likes", (0, 9))
-    arrow(plot, (0, 0), before.tolist(), COLOURS["both"], width=2.8)
+    (x, y), (right, up) = after.tolist(), (after - before).tolist()
+    plot.plot([before[0], x, x], [before[1], before[1], y], **GUIDE)
+    tag(plot, (x - right / 2, before[1]), f"{right:.3f}", (0, -8))
+    tag(plot, (x, y - up / 2), f"{up:.3f}", (4, 0), ha="left")
+    dashed_arrow(plot, after.tolist(), likes, INK)
+    tag(plot, likes, "what Mira likes", (0, 9))
+    arrow(plot, zoom["low"], before.tolist(), COLOURS["both"], width=2.8)
     arrow(plot, before.tolist(), after.tolist(), COLOURS["interaction"], width=2.8)
     texts = [f"{name}\n{vector(x)}" for name, x in [(book.film, before), ("after a step", after)]]
-    beside(plot, before.tolist(), texts[0], (36, -24), weight="bold")
-    beside(plot, after.tolist(), texts[1], (-15, 5), ha="right", weight="bold")
+    tag(plot, before.tolist(), texts[0], (10, -32), ha="left", weight="bold")
+    tag(plot, after.tolist(), texts[1], (-10, 4), ha="right", weight="bold")
     label(ax, 164, 12, "a little more up than right, because it's evening")
     return ax
 
@@ -485,14 +502,93 @@ def butterfly(book):
     return ax
 
 
+def beside(book):
+    """One liked film beside four drawn ones: drawn evenly, and as often as they are liked."""
+    ax = canvas(413, 212, "Drawn evenly, fame decides. Drawn by likes, taste does.")
+    label(ax, 150, 178, "liked: click", TEXT, weight="bold")
+    label(ax, 310, 178, "drawn: no click", TEXT, weight="bold")
+    rows = [
+        ("drawn evenly", [12, 7, 31, 9]),
+        ("drawn as often\nas people like them", [210, 95, 150, 60]),
+    ]
+    for y, (name, drawn) in zip((132, 58), rows):
+        label(ax, 8, y, name, ha="left")
+        for x, likes in zip((150, 232, 284, 336, 388), (180, *drawn)):
+            fill = tint("interaction" if x == 150 else "other", 0.5)
+            ax.add_patch(Circle((x, y), 1.7 * likes**0.5, facecolor=fill))
+            label(ax, x, y, likes)
+    label(ax, 206, 11, "number and area: how many people like the film")
+    return ax
+
+
+def live_mira(book):
+    """Stands in for section 7's live picture where nothing moves: her inputs and the ranking."""
+    ax = canvas(413, 150, "On the page, you move her inputs")
+    for place, genre in enumerate(book.genre_names[1:]):
+        tick(ax, 16 + 70 * place, 112, genre, genre in book.liked)
+    for y, meaning, value in zip((84, 56), DENSE_MEANINGS, book.dense_row):
+        slider(ax, 16, y, meaning, value / 20)
+    tick(ax, 16, 26, book.hour_names[1], book.hour == book.hour_names[1])
+    tick(ax, 86, 26, book.hour_names[2], book.hour == book.hour_names[2])
+    ranked = sorted(book.chances.items(), key=lambda film: -film[1])
+    for place, (name, chance) in enumerate(ranked):
+        y, colour = 106 - 36 * place, FILM_COLOURS[book.film_names.index(name) - 1]
+        label(ax, 258, y + 8, f"{place + 1}. {name} {chance:.3f}", ha="left")
+        ax.plot([258, 258 + 140 * chance], [y - 6] * 2, color=colour, linewidth=5)
+    return ax
+
+
+def live_world(book):
+    """Stands in for section 8's live picture: films on their way from random places to theirs."""
+    ax = canvas(413, 214, "On the page, you train it: twelve films walk to their places")
+    plot = panel(ax, 16, 16, 180, 170, xlim=(-1.2, 1.3), ylim=(-1.05, 1.3), xticks=[], yticks=[])
+    plot.axis("off")
+    plot.axhline(0, color=FAINT, zorder=0)
+    plot.axvline(0, color=FAINT, zorder=0)
+    tag(plot, (1.1, 0), "funny", (0, 7))
+    tag(plot, (0, 1.2), "scary", (18, 0))
+    chance = np.random.default_rng(0)
+    corners = [((0.9, -0.5), "comedy"), ((-0.5, 0.9), "horror"), ((0.8, 0.8), "both")]
+    for corner, kind in [*corners, ((-0.5, -0.5), "other")]:
+        for goal in corner + chance.normal(0, 0.15, (3, 2)):
+            start = chance.uniform(-0.4, 0.4, 2)
+            now = start + 0.75 * (goal - start)
+            plot.plot(*zip(start, now), color=COLOURS[kind], linewidth=1)
+            plot.plot(*now, "o", color=COLOURS[kind], markersize=6)
+            plot.plot(*goal, "o", color=COLOURS[kind], markersize=11, fillstyle="none")
+    slider(ax, 222, 160, "training", 1)
+    slider(ax, 222, 132, "learning rate", 1 / 3)
+    rounded(ax, 252, 96, 60, 26, "Train", "other")
+    rounded(ax, 350, 96, 118, 26, "Again, other seed", "other")
+    label(ax, 222, 58, "dot: where the model has the film\nring: where it truly is", ha="left")
+    return ax
+
+
+def live_people(book):
+    """Stands in for section 10's live picture: what one ticks, the knob, and room for ten films."""
+    ax = canvas(413, 170, "On the page, you tick films, and ten others come back")
+    for place, film in enumerate(["Star Wars", "Alien", "Titanic", "Toy Story"]):
+        tick(ax, 16, 132 - 24 * place, film, place < 2)
+    slider(ax, 16, 26, "popularity", 0.5)
+    for place in range(10):
+        x, y = 244 + 88 * (place // 5), 132 - 24 * (place % 5)
+        label(ax, x, y, f"{place + 1}.", ha="right")
+        box(ax, x + 36, y, 60, 9, "", "interaction", strength=0.9 - 0.07 * place)
+    arrow(ax, (194, 84), (222, 84))
+    return ax
+
+
 FIGURES = [architecture, row, plane, lookup, offsets, bottom_mlp, additive, plane_sum, interactions]
-FIGURES += [curves, gradient, sizes, funnel, step, auc, split, butterfly]
+FIGURES += [curves, gradient, sizes, funnel, step, auc, beside, split, butterfly]
+FIGURES += [live_mira, live_world, live_people]
 
 
 def draw_all(book, folder):
     """Write every figure into `folder`, as NAME.svg."""
     example = worked_example(book)
-    with matplotlib.rc_context(SVG):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever style the notebook's plots have
+        matplotlib.rcParams.update(SVG)
         for draw in FIGURES:
             save(draw(example), Path(folder) / f"{draw.__name__}.svg")
 

@@ -1,7 +1,12 @@
-"""The shapes that the drawings are made of: boxes, arrows, labels, and axes within a drawing.
+"""The shapes that the drawings are made of: boxes, arrows, labels, axes in a drawing, and graphs.
 
 All lengths are in points, like the type sizes.
 """
+
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -64,7 +69,7 @@ def canvas(width, height, title):
 
     Every width is that of the notebook's <img> over 1.55, so type is equally large in all figures.
     """
-    figure = Figure(figsize=(width / 72, height / 72), facecolor="white")
+    figure = Figure(figsize=(width / 72, height / 72), facecolor="white", layout="none")
     ax = figure.add_axes([0, 0, 1, 1])
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.axis("off")
@@ -94,7 +99,7 @@ def label(ax, x, y, text, size=SMALL, above=False, **options):
         ax.text(x, top - 1.2 * size * i - 0.36 * size, line, **options)
 
 
-def beside(plot, point, text, shift=(0, 0), **options):
+def tag(plot, point, text, shift=(0, 0), **options):
     """Text in a plot, its place given by a point of the plot and a shift in points."""
     options = {"size": SMALL, "color": INK, "ha": "center", "va": "center", **options}
     plot.annotate(text, point, shift, textcoords="offset points", **options)
@@ -180,18 +185,31 @@ def dashed_arrow(ax, start, end, colour):
     arrow(ax, start + 0.95 * (end - start), end, colour)
 
 
+def tick(ax, x, y, text, ticked):
+    """A box to tick, and its text."""
+    fill = COLOURS["dense"] if ticked else "white"
+    ax.add_patch(Rectangle((x - 5, y - 5), 10, 10, facecolor=fill, edgecolor=COLOURS["other"]))
+    label(ax, x + 11, y, text, ha="left")
+
+
+def slider(ax, x, y, text, share):
+    """A text, and right of it a line with a knob at `share` of the way."""
+    label(ax, x - 5, y, text, ha="left")
+    ax.plot([x + 112, x + 172], [y, y], color=COLOURS["dense"], linewidth=3)
+    ax.plot(x + 112 + 60 * share, y, "o", color=COLOURS["dense"], markersize=9)
+
+
 def bracket(ax, left, right, y):
     """A horizontal bracket, open below."""
     ys = [y - 4, y, y, y - 4]
     ax.plot([left, left, right, right], ys, color=COLOURS["other"], linewidth=1)
 
 
-def funny_scary_plane(title, low=(-0.75, -0.7), high=(1.3, 1.2), unit=125):
+def funny_scary_plane(title, low=(-0.75, -0.7), high=(1.3, 1.2), unit=125, ticks=(-0.5, 0, 0.5, 1)):
     """A drawing and in it the axes of the plane, from `low` to `high`, `unit` points a unit."""
     width, height = unit * np.subtract(high, low)
     ax = canvas(297, height + 98.5, title)
     limits = {"xlim": (low[0], high[0]), "ylim": (low[1], high[1])}
-    ticks = [tick for tick in (-0.5, 0, 0.5, 1) if tick > low[0]]
     plot = panel(ax, 36, 58, width, height, xticks=ticks, yticks=ticks, **limits)
     label(ax, 164, 35, "funny", TEXT)
     label(ax, 8, height + 65.5, "scary", TEXT, ha="left")
@@ -220,3 +238,19 @@ def circle(ax, x, y, text, kind):
 def save(ax, path):
     """Write a drawing as SVG, without date and version: the same drawing has the same bytes."""
     ax.figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+def draw_graph(graph, path):
+    """Draw a Graphviz graph, torchviz's say, as SVG with the renderer that pip installed.
+
+    torchviz names boxes by places in memory; renumbered, the same graph gives the same file.
+    """
+    numbers = {}
+    source = graph.source.replace("=monospace", '="Courier New"')  # the renderer knows its width
+    source = re.sub(
+        r"\b\d{9,}\b", lambda place: str(numbers.setdefault(place[0], len(numbers))), source
+    )
+    command = [Path(sys.executable).with_name("graphviz-pure"), "-Tsvg"]
+    svg = subprocess.check_output(command, input=source, text=True)
+    svg = svg.replace('"Courier New"', '"Courier New,monospace"')  # where a browser lacks it
+    Path(path).write_text(svg, encoding="utf-8")

@@ -7,7 +7,11 @@ const phone = matchMedia("(max-width: 960px)");
 function follow() {
   const read = headings.findLastIndex(heading => heading.getBoundingClientRect().top < 120);
   links.forEach((link, k) => link.toggleAttribute("aria-current", k === read));
-  if (!phone.matches) links[read]?.scrollIntoView({ block: "nearest" });
+  if (phone.matches || read < 0) return;
+  // Not scrollIntoView: beside a text that scrolls it would scroll the text.
+  const { offsetTop, offsetHeight } = links[read], { scrollTop, clientHeight } = contents;
+  if (offsetTop < scrollTop || offsetTop + offsetHeight > scrollTop + clientHeight)
+    contents.scrollTop = offsetTop - clientHeight / 2;
 }
 
 function fit() {
