@@ -5,9 +5,10 @@ import contextlib
 import torch
 import torch._dynamo  # else an optimizer imports it at its first step, in two seconds
 
+import dlrm_models
 import dlrm_utils
 
-notebook = dlrm_utils.load_notebook()
+notebook = dlrm_models.load_notebook()
 torch.sparse.check_sparse_tensor_invariants.disable()
 
 
