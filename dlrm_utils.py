@@ -90,6 +90,8 @@ def _int64_vector(values, name):
     wrong_type = vector.is_floating_point() or vector.dtype == torch.bool
     if vector.ndim != 1 or (wrong_type and len(vector)):
         raise ValueError(f"{name} must be one row of integers, not {vector.dtype}, {vector.shape}")
+    if vector.dtype == torch.uint64 and (vector.long() < 0).any():
+        raise ValueError(f"{name} hold a number beyond 2**63 - 1")
     return vector.long()
 
 
@@ -114,9 +116,10 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
                 raise ValueError(f"{name} has {len(part)} rows, but dense has {len(dense)}")
         for t, (ids, starts) in enumerate(zip(indices, offsets)):
             for name, vector in (("ids", ids), ("offsets", starts)):
-                if vector.ndim != 1 or vector.dtype not in (torch.int64, torch.int32):
-                    found = f"{vector.dtype} of shape {tuple(vector.shape)}"
-                    raise ValueError(f"table {t}: its {name} are {found}, not one row of int64")
+                kind = getattr(vector, "dtype", type(vector).__name__)
+                if kind not in (torch.int64, torch.int32) or vector.ndim != 1:
+                    found = f"{kind} of shape {np.shape(vector)}"
+                    raise ValueError(f"table {t}: its {name} are {found}, not one tensor of int64")
         if len(indices) and _look_wrong(indices, offsets):
             for t, (ids, starts) in enumerate(zip(indices, offsets)):
                 _check_bags(ids, starts, t)

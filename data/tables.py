@@ -27,7 +27,6 @@ PIECE_ROWS = 1 << 17  # rows of a parquet or a frame that are handled together
 DTYPES = {"text": pl.String, "number": pl.Float64, "boolean": pl.Boolean, "time": pl.Datetime("us")}
 KINDS = list(DTYPES)
 NO_KIND = "not a text, number, boolean or time"
-WRONG_LISTS = {True: "lists where one value is wanted", False: "no lists, which are wanted"}
 LISTS = (list, tuple, np.ndarray, pd.Series, pl.Series)
 
 
@@ -177,7 +176,8 @@ def _checked(source, columns):
     for name, dtype in source.empty.schema.items():
         column, listed = columns[int(name)], isinstance(dtype, pl.List | pl.Array)
         if _kind(dtype) == "other" or (dtype != pl.Null and listed != column.bag):
-            found = f"it holds {dtype}, {NO_KIND if listed == column.bag else WRONG_LISTS[listed]}"
+            wanted = "not lists" if column.bag else "not single values"
+            found = f"it holds {dtype}, {NO_KIND if listed == column.bag else wanted}"
             raise FormatError(f"{source.place}, column {column.name!r}: {found}")
     return source
 

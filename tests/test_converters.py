@@ -263,6 +263,13 @@ def test_a_batch_refuses_offsets_that_cannot_be(bad, words, table):
         Batch(torch.zeros(3, 1), [torch.arange(5)] * 2, offsets)
 
 
+def test_what_is_no_tensor_or_beyond_int64_is_refused():
+    with pytest.raises(ValueError, match="table 0: its ids are list"):
+        Batch(torch.zeros(1, 1), [[0, 1]], [torch.tensor([0])])
+    with pytest.raises(ValueError, match="beyond"):
+        to_bags(np.array([1, 2**63 + 5], dtype=np.uint64), [0])
+
+
 @pytest.mark.parametrize("ids", [[0, -3, 1], [0.0, 1.0, 2.0], [True, False, True]])
 def test_a_batch_refuses_ids_that_cannot_be(ids):
     with pytest.raises(ValueError, match="table 1"):

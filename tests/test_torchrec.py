@@ -47,8 +47,8 @@ def options(processed, folder, **more):
 
 @pytest.fixture(scope="module")
 def program():
-    pytest.importorskip("torchrec")  # there are builds for Linux only
-    return importlib.import_module("dlrm_torchrec")
+    # There are builds for Linux only.
+    return pytest.importorskip("dlrm_torchrec", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")
@@ -472,8 +472,8 @@ def test_a_table_of_ones_own_is_trained_on_and_scored_to_its_last_row(
 def test_a_table_without_label_or_names_is_refused(launch, own_table, tmp_path):
     frame = pl.DataFrame({"x": np.arange(70.0), "a": ["u", "v"] * 35, "y": [0, 1] * 35})
     folders = []
-    for place, columns in enumerate([("a", None), ((), "y")]):
-        encoder = FrameEncoder(["x"], *columns[:1], label=columns[1])
+    for place, (names, label) in enumerate([(["a"], None), ([], "y")]):
+        encoder = FrameEncoder(["x"], names, label=label)
         folders.append(tmp_path / str(place))
         preprocess_table(frame, folders[-1], encoder=encoder, progress=False)
     commands = [options(folder, tmp_path / "new", batch_size=2) for folder in folders]
