@@ -1,5 +1,7 @@
 """Section 10: bags, films not liked, lists and knob, against loops; the benchmark's measures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import polars
@@ -9,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import people
+from conftest import ROOT
 from data import movielens
 from dlrm_utils import FrameEncoder
 
 COLUMNS = people.COLUMNS
+NOTEBOOK = (ROOT / "DLRM.ipynb").read_text(encoding="utf-8")
 some_likes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), max_size=60, unique=True)
 
 
@@ -334,3 +338,103 @@ def test_the_first_setting_stays_unless_another_is_clearly_better():
         "liked of ten": [3.0, 3.1, 3.0, 3.5], "standard error": 0.2,
     })  # fmt: skip
     assert people.chosen(rows) == {"A": ("x 1", 0.0), "B": ("x 2", 1.0)}
+
+
+# ---- What the texts say of the stored table --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return pd.read_csv(ROOT / "figures/measured/people.csv")
+
+
+def of(stored, question, model, value="liked of ten", **fixed):
+    """A question's numbers, one a seed."""
+    rows = stored[(stored["question"] == question) & (stored["model"] == model)]
+    for name, kept in fixed.items():
+        rows = rows[rows[name] == kept]
+    assert len(rows)
+    return rows[value]
+
+
+def test_section_10_on_the_knob(stored):
+    """Nearly three, about four from 0.5 on, a little over three at 0; another's bag finds less."""
+    known = of(stored, "knob", "popularity").item()
+    assert 2.5 < known < 3
+    for knob in (0.5, 0.75, 1):
+        assert of(stored, "knob", "DLRM", knob=knob).between(3.6, 4.4).all()
+    assert of(stored, "knob", "DLRM", knob=0).between(3, 3.7).all()
+    assert (of(stored, "knob", "DLRM", knob=0) > known).all()
+    shown = [of(stored, "knob", "DLRM", "different films", knob=knob).mean()
+             for knob in people.KNOBS]  # fmt: skip
+    assert shown == sorted(shown, reverse=True)
+    assert (of(stored, "knob", "another's bag") < known).all()
+
+
+def test_appendix_h_on_the_rivals(stored):
+    ease = of(stored, "rivals", "EASE").item()
+    names = ["DLRM", "matrix factorization", "plain MLP"]
+    means = pd.Series({name: of(stored, "rivals", name).mean() for name in names})
+    assert 4.25 < ease < 4.75  # "four and a half"
+    assert 0.3 < ease - means["DLRM"] < 0.6  # "nearly half a film more"
+    assert np.ptp(means) < 1.6 * of(stored, "rivals", "DLRM", "standard error").mean()
+    assert means.min() > of(stored, "rivals", "popularity").item() + 0.5
+    few = "fewer than 40 likes"
+    assert (of(stored, few, "DLRM") < of(stored, few, "EASE").item()).all()
+    assert (of(stored, few, "DLRM") > of(stored, few, "popularity").item()).all()
+
+
+def test_appendix_h_on_short_bags_and_columns_that_ease_cannot_read(stored):
+    question, more = "films in the bag", "DLRM, age, gender, occupation"
+    by_length = {
+        name: [of(stored, question, name, bag=length).mean() for length in people.LENGTHS]
+        for name in ("DLRM", more, "EASE", "popularity")
+    }
+    assert abs(of(stored, question, "DLRM", bag=0).mean() - by_length["popularity"][0]) < 0.3
+    assert by_length["DLRM"] == sorted(by_length["DLRM"])
+    gains = np.subtract(by_length[more], by_length["DLRM"])
+    assert gains[:3].mean() > 0.05
+    behind = np.subtract(by_length["EASE"], by_length[more])
+    assert np.abs(behind[1:4]).max() < 0.3 and behind[4] > 0.2
+
+
+def test_appendix_h_on_next_new_films_and_inputs(stored):
+    for name in ("DLRM, knob 0", "DLRM, knob 1"):
+        site = of(stored, "next, in the site's order", name, "share found")
+        random = of(stored, "next, in random order", name, "share found")
+        assert site.mean() > random.mean() + 0.005
+    auc = {name: of(stored, "new films", name, "auc").mean()
+           for name in ("DLRM", "genres in common", "popularity, EASE")}  # fmt: skip
+    assert auc["DLRM"] > auc["genres in common"] + 0.02 > 0.6
+    assert auc["popularity, EASE"] == 0.5
+    for name in ("year", "title", "genres", "liked"):
+        assert (of(stored, "shuffled", name, "rise") > 0.01).all()
+
+
+def test_the_notebooks_settings_are_those_that_were_chosen(stored):
+    """On the middle tenth of people; section 10's cell is what `SETTINGS` says."""
+    best = people.chosen(stored[stored["question"] == "settings"])
+    assert best["DLRM"][0] == f"epochs {people.SETTINGS['epochs']}"
+    ease = stored[stored["question"] == "settings of EASE"].set_index("bag").loc[10]
+    assert f"ease(seen.to_numpy(), {int(ease['setting'].split()[1]):_})" in NOTEBOOK
+    for name, (setting, knob) in (best | {"EASE": (ease["setting"], ease["knob"])}).items():
+        kept = stored[(stored["question"] == "rivals") & (stored["model"] == name)]
+        assert set(kept["setting"]) == {setting} and set(kept["knob"]) == {knob}
+    assert "DLRM(people_encoder.table_sizes, 16, [16], [32], num_dense=1)" in NOTEBOOK
+    assert "adagrad(people_model, 0.05)" in NOTEBOOK and "len(asked), 256, epochs=2" in NOTEBOOK
+
+
+def test_the_readme_recipe_lists_ten_items(tmp_path, monkeypatch, capsys):
+    """As it stands, on a small file of ratings under the name that it uses."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    recipe = [block for block in blocks if "beside_others" in block]
+    if not recipe:
+        pytest.skip("README has no recipe for one's own ratings")
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(rng.integers(0, [60, 80, 6, 9999], (3000, 4)))
+    rows.columns = ["userId", "itemId", "rating", "timestamp"]
+    rows.to_csv(tmp_path / "ratings.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe[0], {})
+    listed = eval(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(listed) == len(set(listed)) == 10 and set(listed) <= set(range(80))
