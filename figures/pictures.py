@@ -48,7 +48,7 @@ def _spread(ax, spots, points=()):
         text.set(ha=["center", "left", "right"][side], va=["center", "bottom", "top"][height])
         text.set_position(spot)
         box = text.get_window_extent()
-        outside = spots is AROUND and (box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1)
+        outside = spots is AROUND and ax.bbox.count_contains(box.corners()) < 4
         texts = sum(map(box.overlaps, taken)) + outside
         return 200 * texts + 5 * box.count_contains(points) + np.hypot(*spot)
 
@@ -72,16 +72,16 @@ def planes(title, panels, truth, kinds, names):
         ax.plot([-edge, edge], [0, 0], [0, 0], [-edge, edge], color=FAINT, zorder=0)
         ax.quiver(*np.zeros_like(points.T), *points.T, **arrows)
         ends = [points * share for share in np.linspace(0, 1.05, 40)]
+        for film in (0, 1, 2, 10):  # Mira's three, and one more that is both
+            ax.annotate(names[film], points[film], size=9, **NEAR)
         if ax is axes[-1]:
             ax.scatter(*truth.T, s=90, facecolors="none", edgecolors=colours, alpha=0.5)
             ends += [truth - 0.05, truth + 0.05]
-            for kind in dict.fromkeys(kinds):
-                middle = 1.3 * truth[np.array(kinds) == kind].mean(0)
-                ax.annotate(kind, middle, weight="bold", color=COLOURS[kind], **NEAR)
             ax.annotate("funny", (0.75 * edge, 0), **NEAR)
             ax.annotate("scary", (0, 0.92 * edge), **NEAR)
-        for film in (0, 1, 2, 10):  # Mira's three, and one more that is both
-            ax.annotate(names[film], points[film], size=9, **NEAR)
+            for kind in dict.fromkeys(kinds):
+                middle = 1.5 * truth[np.array(kinds) == kind].mean(0)
+                ax.annotate(kind, middle, weight="bold", color=COLOURS[kind], **NEAR)
         _spread(ax, AROUND, ax.transData.transform(np.concatenate(ends)))
 
 
