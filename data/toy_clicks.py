@@ -18,13 +18,7 @@ import time
 import numpy as np
 import polars as pl
 
-from data.criteo import (
-    CATEGORIES,
-    CRITEO_KAGGLE_TABLE_SIZES,
-    INTEGERS,
-    NUM_DENSE,
-    NUM_TABLES,
-)
+from data.criteo import CATEGORIES, CRITEO_KAGGLE_TABLE_SIZES, INTEGERS, NUM_DENSE, NUM_TABLES
 from data.files import MISSING, in_order, progress, replacing
 
 BASE_RATE = 0.256  # of clicks, as in Criteo's file

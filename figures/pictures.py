@@ -1,22 +1,18 @@
-"""What cells show: plots, and pictures that move on the page.
+"""The plots that cells show.
 
 Importing it sets matplotlib's style. A plot's title is its message. Jupyter shows a plot when its
 cell ends, so none is returned.
 """
 
-import json
 from itertools import cycle
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from IPython.display import HTML
+from sklearn.calibration import calibration_curve
 
 from figures.shapes import COLOURS, FAINT, INK, draw_graph  # noqa: F401 (for cells)
 
-FOLDER, INSERTS = Path(__file__).parent, ("live.css", "training.js", "world.js")
 GREEN, GREY = COLOURS["interaction"], COLOURS["other"]  # models are green
 RIVALS = [("#4a5568", "--"), ("#7f8ca1", "-."), ("#1a202c", ":"), ("#626f85", (0, (4, 1, 1, 1)))]
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
@@ -85,11 +81,13 @@ def planes(title, panels, truth, kinds, names):
         _spread(ax, AROUND, ax.transData.transform(np.concatenate(ends)))
 
 
-def calibration(title, predicted, clicked, rows):
-    """What was promised and what came, in groups of `rows` impressions; bars of two errors."""
+def calibration(title, labels, predictions, groups=10):
+    """What was promised and what came, in equal groups by prediction; bars of two errors."""
+    curve = {"n_bins": groups, "strategy": "quantile"}
+    clicked, predicted = calibration_curve(labels, predictions, **curve)
     (ax,) = _panels(title, [""], (4.2, 4.2))
     ax.plot([0, 1], [0, 1], color=INK, linewidth=1)
-    errors = 2 * np.sqrt(clicked * (1 - clicked) / rows)
+    errors = 2 * np.sqrt(clicked * (1 - clicked) / len(labels) * groups)
     ax.errorbar(predicted, clicked, errors, fmt="o", color=GREEN)
     ax.set(xlabel="mean prediction", ylabel="share of clicks", aspect="equal")
 
@@ -181,20 +179,3 @@ def trade(title, panels):
         ax.annotate("better", place, xycoords="axes fraction", weight="bold", **NEAR)
         ax.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
         _spread(ax, AROUND, ax.transData.transform([*doses]))
-
-
-def live(picture, **numbers):
-    """The picture "films" or "people" of live.html, for a cell's output.
-
-    numbers: what the picture's function in live.html names; tensors, arrays, lists and texts.
-    """
-
-    def rounded(x):  # six digits, which no picture can show to be wrong, take half the space
-        return torch.as_tensor(x).double().round(decimals=6).tolist()
-
-    texts = {name: (FOLDER / name).read_text("utf-8") for name in INSERTS}
-    texts["NUMBERS"] = json.dumps(numbers, default=rounded).replace("<", "\\u003c")
-    page = (FOLDER / "live.html").read_text("utf-8").replace("PICTURE", picture)
-    for place, text in texts.items():
-        page = page.replace(f"INSERT {place}", text)
-    return HTML(page)

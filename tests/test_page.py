@@ -17,6 +17,7 @@ from sklearn.model_selection import cross_val_predict
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from budgets import ROOT
+from figures import live
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,11 +72,8 @@ def pictures(notebook):
         for k, title in enumerate(titles)
     ]
     hers = notebook.DLRM([4, 4, 3], embedding_dim=2, bottom_mlp=[3], top_mlp=[2], num_dense=2)
-    mira = notebook.live(
-        "films", stages=[{"weights": hers.state_dict()}], who="liked", liked=[1, 2],
-        genres=notebook.genre_names, films=notebook.film_names, hours=notebook.hour_names,
-        kinds=["other", "comedy", "horror", "both"],
-    )  # fmt: skip
+    names = notebook.genre_names, [1, 2], notebook.film_names, notebook.hour_names
+    mira = live.mira(hers, *names)
     truth, weights = small_world(), film_model(notebook).state_dict()
     stages = [
         {"name": f"{seen:,} impressions", "seen": seen, "log_loss": loss, "weights": weights,
@@ -83,9 +81,9 @@ def pictures(notebook):
         for seen, loss, share in [(0, None, 0.02), (1_000, 0.68, 0.3), (50_000, 0.5, 0.9)]
     ]  # fmt: skip
     names = [f"A film with name {k}" for k in range(13)]
-    world = notebook.live("films", stages=stages, truth=truth, who="viewer", films=names,
+    world = live.picture("films", stages=stages, truth=truth, who="viewer", films=names,
                           hours=notebook.hour_names, kinds=["other", *KINDS])  # fmt: skip
-    ticks = notebook.live("people", weights=people.state_dict(), films=films)
+    ticks = live.picture("people", weights=people.state_dict(), films=films)
     html = [picture.data for picture in (mira, world, ticks, world)]
     return {"hers": hers, "people": people, "films": films, "html": html}
 
