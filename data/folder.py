@@ -247,7 +247,7 @@ def _store(encoder, pieces, done):
     def store(numbered_piece):
         k, piece = numbered_piece
         lists = [values.alias(name).implode() for name, values in _lists(encoder, piece).items()]
-        pl.DataFrame(lists).write_ipc(unfinished / f"{k:09}", compression="lz4")
+        pl.DataFrame(lists).write_ipc(unfinished / f"{k:09}")
         flush(unfinished / f"{k:09}")
 
     for _ in in_order(store, enumerate(pieces), threads=2):

@@ -501,6 +501,18 @@ def test_what_leaves_float32_is_refused_by_its_row_after_the_scaling(tmp_path):
         Encoder(["x"]).fit({"x": [1e308, -1e308, 1e308]})
 
 
+def test_a_row_is_numbered_from_the_start_of_its_table_not_of_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 1)
+    monkeypatch.setattr(tables, "PIECE_ROWS", 1)
+    encoder = Encoder(["x"]).fit({"x": [0.0, 1.0]})
+    frame = pl.DataFrame({"x": [0.0, 1.0, 2.0, math.inf]})
+    frame.write_csv(tmp_path / "t.csv")
+    frame.write_parquet(tmp_path / "t.parquet")
+    for rows, row in ((tmp_path / "t.csv", 4), (tmp_path / "t.parquet", 4), (frame, 3)):
+        with pytest.raises(FormatError, match=f"row {row}, column 'x': inf is infinite"):
+            encoder.arrays(rows)
+
+
 @pytest.mark.parametrize("size", [1, 7, 500])
 def test_scales_do_not_depend_on_how_rows_are_cut(size, monkeypatch):
     rng = np.random.default_rng(0)
