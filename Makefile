@@ -3,9 +3,9 @@ BIN := .venv/bin
 READY := .venv/requirements-installed
 # Two processes of one thread each: the notebook's cells in one, the other tests in the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-BENCHMARKS := $(filter-out %/shared.py, $(wildcard tests/benchmarks/*.py))
+BENCHMARKS := $(filter-out %/shared.py %/arithmetic.py, $(wildcard tests/benchmarks/*.py))
 
-.PHONY: run check test lint lab benchmark execute figures
+.PHONY: run check test lint lab benchmark execute noise figures
 
 run: $(READY)  ## run the notebook on toy data; an executed copy and an HTML page in build/
 	mkdir -p build data && cp -R figures build/
@@ -35,6 +35,10 @@ execute: $(READY)  ## after an edit: run the notebook in place, top to bottom, s
 	$(BIN)/python -m nbconvert --log-level=ERROR --to notebook --execute --inplace \
 	    --coalesce-streams --ExecutePreprocessor.record_timing=False DLRM.ipynb
 	$(BIN)/python -c "$$WITHOUT_RATINGS"
+	-$(BIN)/python tests/notebook_numbers.py
+
+noise: $(READY)  ## after `execute`: how far each compared number of the notebook scatters
+	$(BIN)/python tests/benchmarks/arithmetic.py
 
 # MovieLens may not be passed on: what the ratings taught is not stored in the notebook.
 define WITHOUT_RATINGS

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import papermill
 import pytest
 import torch
 
 from budgets import ROOT, code_cells, read_notebook, tags
+from data import settings as of_settings
 
 # ---- Refusals --------------------------------------------------------------------------------
 
@@ -30,7 +30,7 @@ def settings_cells():
 def checked(**settings):
     """The namespace after the two cells, with some settings replaced between them."""
     parameters, check = settings_cells()
-    names = {"Path": Path, "np": np, "torch": torch, "DLRM": None}
+    names = {"settings": of_settings, "torch": torch, "DLRM": None}
     exec(parameters.source, names)
     assert settings.keys() <= names.keys()
     names |= settings
@@ -129,7 +129,7 @@ def test_every_setting_is_in_the_name_of_the_run(folder):
 
 
 def test_part_two_alone_says_what_to_run_first(folder):
-    names = {"Path": Path, "np": np, "torch": torch}
+    names = {"settings": of_settings, "torch": torch}
     for cell in settings_cells()[:1]:
         exec(cell.source, names)
     with pytest.raises(RuntimeError, match="Part I.*Run All Above"):
