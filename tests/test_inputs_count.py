@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+import planted_faults
 from budgets import ROOT
 from dlrm_utils import Batch, to_offsets
 from live_inputs import INPUTS, film_world, losses, move, rises, silent
@@ -190,3 +191,53 @@ def test_dlrm_goes_about_nine_tenths_of_the_way_and_finds_the_plane(forms):
     floor, ceiling = linear["logistic_log_loss"], linear["truth_log_loss"]
     assert ((floor - linear["log_loss"]) / (floor - ceiling)).min() > 0.85
     assert linear["r2"].min() > 0.97
+
+
+# ---- What section 9's table says of the planted faults ---------------------------------------
+
+LEAKS = {"label leaked into a number", "label leaked into the hour"}
+PAIRS = {"the diagonal, and no pair", "no pairs"}
+
+
+@pytest.fixture(scope="module")
+def caught():
+    """By check, the faults that it sees in every world; and those that it sees in none."""
+    table = pd.read_csv(ROOT / "figures/measured/planted_faults.csv")
+    seen = planted_faults.verdicts(table).groupby(table["fault"])
+    always, never = seen.all(), ~seen.any()
+    return (
+        {check: set(always.index[always[check]]) for check in always},
+        {check: set(never.index[never[check]]) for check in never},
+    )
+
+
+def test_no_check_sees_a_fault_in_the_sound_model(caught):
+    assert all("none" in blind for blind in caught[1].values())
+
+
+def test_what_each_check_of_section_9_catches(caught):
+    always, never = caught
+    twelve = set(planted_faults.FAULTS) - {"none"}
+    dead = {planted_faults.DEAD}
+    unseen = {"sum for mean of the loss", "hour table frozen"}
+    assert always["place"] == twelve - unseen - {"scored on training rows"}  # nine
+    assert dead < never["place"] and unseen < never["place"]
+    assert always["every input"] == dead | twelve - unseen - {
+        "scored on training rows",
+        "the diagonal, and no pair",
+        "film table frozen",
+        "viewer table frozen",
+    }  # six, and the dead half
+    assert always["labels shuffled first"] == LEAKS
+    assert always["64 of 8 viewers by heart"] == PAIRS
+    sometimes = {check: twelve - never[check] - always[check] for check in always}
+    assert {"viewer table frozen"} < sometimes["every input"]
+    assert sometimes["labels shuffled first"] == {"scored on training rows"}
+    assert sometimes["64 of 8 viewers by heart"] == {"viewer table frozen"}
+    frozen = {f"{name} table frozen" for name in ("viewer", "film", "hour")}
+    assert always["every tensor moves"] == frozen
+
+
+def test_the_checks_as_they_are_often_done_catch_next_to_nothing(caught):
+    often = caught[0]["first 64 by heart"] | caught[0]["labels shuffled late"]
+    assert often == {"no pairs"}
