@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -38,7 +37,7 @@ def recipes(heading):
 
 def write_files():
     """Every file that the examples name, in the folder where they run."""
-    for name in ("x4", "terabyte", "avazu", "data", "build"):
+    for name in ("x4", "terabyte", "data", "build"):
         Path(name).mkdir(exist_ok=True)
     write_toy_criteo("data/train.txt", 4000)  # more than one batch of TorchRec
     write_toy_criteo("toy.txt", ROWS)
@@ -50,11 +49,6 @@ def write_files():
         write_toy_criteo("day.txt", 20, seed=day)
         Path(f"terabyte/day_{day}.gz").write_bytes(gzip.compress(Path("day.txt").read_bytes()))
     rng = np.random.default_rng(0)
-    avazu = {"id": rng.random(ROWS), "click": rng.integers(0, 2, ROWS)}
-    avazu["hour"] = 14102100 + rng.integers(0, 24, ROWS)
-    for k in range(21):
-        avazu[f"C{k}"] = rng.integers(0, 9, ROWS) if k % 2 else rng.choice(["a1b2", "c3d4"], ROWS)
-    pl.DataFrame(avazu).write_csv("avazu/train.csv")
     events = {"age": rng.integers(18, 80, ROWS), "price": rng.random(ROWS)}
     events |= {"city": rng.choice(["Rome", "Oslo"], ROWS), "device": rng.choice(["a", "b"], ROWS)}
     events["bought"] = rng.random(ROWS) < 0.3
@@ -67,15 +61,11 @@ def write_files():
 
 
 def given_names(notebook, clicks):
-    """What an example takes from the reader: frames, clicks, lines, a model, the notebook's."""
-    frame = pd.DataFrame({"age": [20.0, 40.0], "city": ["Rome", "Oslo"]})
-    frame = frame.assign(device="a", tags=[["x"], []], click=[1, 0])
+    """What an example takes from the reader: clicks, lines, and a model of the notebook's."""
     torch.manual_seed(0)
     model = notebook.DLRM(clicks.table_sizes, 16, [64], [64])
     lines = ["1" + "\t" * 39, "0" + "\t" * 39]
-    names = {"dlrm_utils": dlrm_utils, "dlrm_models": dlrm_models, "torch": torch, "pd": pd}
-    names |= {"polars": pl, "pl": pl, "np": np, "DLRM": notebook.DLRM, "model": model}
-    return names | {"clicks": clicks, "lines": lines, "train_frame": frame, "any_frame": frame}
+    return {"torch": torch, "model": model, "clicks": clicks, "lines": lines}
 
 
 @pytest.fixture
@@ -87,25 +77,15 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.slow  # 24 days, each unpacked and checked
 def test_tables_larger_than_memory(files):
     (recipe,) = recipes("Any table larger than memory")
-    made = {"polars": pl}
+    made = {}
     exec(recipe, made)
     assert len(dlrm_utils.load_criteo("data/x4")) == 2 * ROWS
     days = dlrm_utils.load_criteo("data/terabyte")
     assert (len(days), days.train) == (480, range(460))
-    avazu = dlrm_utils.load_criteo("data/avazu")
-    assert avazu.dense.shape == (ROWS, 0) and avazu.sparse.shape == (ROWS, 22)
-    assert avazu.table_sizes[0] <= 25  # hours of a day, not of a week
     events = made["events"]
     assert events.dense.shape == (ROWS, 2) and events.sparse.shape == (ROWS, 2)
     batch = events.batch(range(5))
     assert torch.isfinite(batch.dense).all() and len(batch.indices) == 2
-
-
-def test_a_table_of_ones_own(notebook, toy):
-    (recipe,) = recipes("Your own table")
-    made = given_names(notebook, toy)
-    exec(recipe, made)
-    assert made["model"](*made["batch"][:3]).shape == (2,)
 
 
 def test_save_and_load(notebook, toy, tmp_path, monkeypatch):
