@@ -46,7 +46,7 @@ def test_every_pair_of_model_and_optimizer_ran_three_times():
 
 def test_the_closed_loops_are_ten_worlds_of_the_same_ways(notebook):
     kept = measured("closed_loop")
-    assert kept.groupby("way")["world"].apply(sorted).tolist() == [list(range(10))] * 12
+    assert kept.groupby("way")["world"].apply(sorted).tolist() == [list(range(10))] * 14
     for world, part in kept.groupby("world"):
         extremity = notebook.small_world(world).extremity.mean()
         assert np.allclose(part["catalogue"], extremity, atol=1e-3)
