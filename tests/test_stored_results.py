@@ -51,7 +51,7 @@ def test_every_model_ran_with_the_same_seeds():
 
 def test_the_closed_loops_are_ten_worlds_of_the_same_ways(notebook):
     kept = measured("closed_loop")
-    assert kept.groupby("way")["world"].apply(sorted).tolist() == [list(range(10))] * 12
+    assert kept.groupby("way")["world"].apply(sorted).tolist() == [list(range(10))] * 14
     for world, part in kept.groupby("world"):
         extremity = notebook.small_world(world).extremity.mean()
         assert np.allclose(part["catalogue"], extremity, atol=1e-3)
