@@ -1,6 +1,6 @@
 // Section 8's world in the page: random numbers, fresh weights, coins, and the way onto the plane.
 function evenly(seed) {  // random numbers from 0 to 1, by Marsaglia's xorshift
-  let bits = Math.imul(seed, 0x9e3779b1);
+  let bits = Math.imul(seed, 2654435761);
   return () => ((bits ^= bits << 13, bits ^= bits >>> 17, bits ^= bits << 5) >>> 0) / 2 ** 32;
 }
 
