@@ -230,7 +230,7 @@ def test_other_settings_after_the_first_just_run(checkout):
     assert again == first != other
     for printed in (first, other, narrow, coins):
         assert log_losses(printed).keys() == {"base rate", "DLRM", "best possible"}
-    assert log_losses(coins)["base rate"] == pytest.approx(log_losses(coins)["best possible"], 0.01)
+    assert log_losses(coins)["base rate"] == pytest.approx(log_losses(coins)["best possible"], 0.05)
 
 
 @pytest.mark.slow  # two kernels at once, then one

@@ -24,10 +24,8 @@ def by_seed(optimizer):
 # ---- Complete --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layers", ["paper", "small"])
-def test_no_kept_rate_lies_at_an_edge_of_those_tried(layers):
-    tried = measured("learning_rates").query("layers == @layers")
-    kept = shared.best_rates(layers)
+def test_no_kept_rate_lies_at_an_edge_of_those_tried():
+    tried, kept = measured("learning_rates"), shared.best_rates("small")
     for pair, rates in tried.groupby(["model", "optimizer"])["learning_rate"]:
         assert rates.min() < kept[pair] < rates.max(), pair
 
@@ -35,7 +33,7 @@ def test_no_kept_rate_lies_at_an_edge_of_those_tried(layers):
 def test_the_race_ran_with_the_kept_rates():
     runs = measured("comparison_scores").groupby(["model", "optimizer"])["learning_rate"]
     assert (runs.nunique() == 1).all()
-    pd.testing.assert_series_equal(runs.first(), shared.best_rates("paper"))
+    pd.testing.assert_series_equal(runs.first(), shared.best_rates("small"))
 
 
 def test_every_model_ran_with_the_same_seeds():
@@ -46,7 +44,9 @@ def test_every_model_ran_with_the_same_seeds():
         few = name not in shared.NETWORKS
         expected = range(3 if few else comparison.SEEDS_OF_NETWORKS)
         assert seeds[name, optimizer] == list(expected), name
-    assert len(measured("comparison_curves")) == 8 * len(scores)
+    assert len(measured("comparison_curves")) == 8 * scores["log_loss"].count()
+    away = scores[scores["log_loss"].isna()]  # training ran away
+    assert set(away["model"] + away["optimizer"]) == {"DCNSGD"} and len(away) == 2
 
 
 def test_the_closed_loops_are_ten_worlds_of_the_same_ways(notebook):
@@ -65,12 +65,9 @@ def test_with_sgd_every_run_of_dlrm_beats_every_rivals():
     assert losses.loc["DLRM"].max() < losses.loc[[*RIVALS, "factorization machine"]].min(axis=None)
 
 
-def test_with_adagrad_three_networks_are_level():
-    """Their means lie nearer to one another than their runs do, and any could have come first."""
-    losses = by_seed("Adagrad").loc[["DLRM", *RIVALS]]
-    assert np.ptp(losses.mean(axis=1)) < np.ptp(losses, axis=1).max()
-    for name, runs in losses.iterrows():
-        assert runs.min() < losses.drop(name).max(axis=None)
+def test_with_adagrad_every_run_of_dlrm_beats_every_rivals():
+    losses = by_seed("Adagrad")
+    assert losses.loc["DLRM"].max() < losses.loc[[*RIVALS, "factorization machine"]].min(axis=None)
 
 
 def test_only_networks_come_near_the_best_possible():

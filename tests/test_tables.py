@@ -281,7 +281,7 @@ BAD_TABLES = {
     "no such column": (lambda f: f.drop("city"), "no column 'city'"),
     "label 2": (lambda f: f.with_columns(bought=pl.lit(2)), "row 0, column 'bought': 2"),
     "label absent": (lambda f: f.with_columns(bought=pl.lit(None, pl.Int64)), "row 0, .*'bought'"),
-    "lists": (lambda f: f.with_columns(city=pl.concat_list("city")), "'city'.* lists"),
+    "lists": (lambda f: f.with_columns(city=pl.concat_list("city")), "'city'.* List"),
     "text": (lambda f: f.with_columns(price=pl.lit("dear")), "row 0, column 'price': 'dear'"),
     "infinite": (lambda f: f.with_columns(price=pl.lit(math.inf)), "row 0, .*inf is infinite"),
     "a date": (lambda f: f.with_columns(age=pl.lit("2020-01-01").str.to_date()), "'age'"),

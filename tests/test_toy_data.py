@@ -10,8 +10,9 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from conftest import ROOT
+from data.criteo import CRITEO_KAGGLE_TABLE_SIZES, NUM_TABLES
+from data.files import MISSING
 from data.toy_clicks import ToyTruth, toy_codes, write_toy_criteo
-from dlrm_utils import CRITEO_KAGGLE_TABLE_SIZES, MISSING, NUM_TABLES
 
 
 def read_slowly(path):

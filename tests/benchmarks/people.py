@@ -38,7 +38,7 @@ COLUMNS = {
     "multi_hot": ["genres", "liked"],
     "label": "click",
 }
-# The notebook's, and what else was tried on the middle tenth, one at a time.
+# The first tried, and what else was tried on the middle tenth of people, one at a time.
 SETTINGS = {"rate": 0.05, "width": 16, "no-clicks": 4, "pooling": "sum", "epochs": 2}
 OTHERS = {
     "rate": [0.02, 0.1],
