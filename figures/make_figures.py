@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import torch
+import torchviz
 from matplotlib.patches import Circle
 
 from shapes import (
@@ -33,6 +34,7 @@ from shapes import (
     dashed_arrow,
     dashed_box,
     dot,
+    draw_graph,
     funny_scary_plane,
     hundredths,
     label,
@@ -593,5 +595,14 @@ def draw_all(book, folder):
             save(draw(example), Path(folder) / f"{draw.__name__}.svg")
 
 
+def draw_computation(book, path):
+    """Write torchviz's graph of Mira's logit, as appendix A shows it."""
+    logit = book.hand_model(book.her_dense, book.her_indices, book.her_offsets)
+    parameters = dict(book.hand_model.named_parameters())
+    draw_graph(torchviz.make_dot(logit, params=parameters), path)
+
+
 if __name__ == "__main__":
-    draw_all(dlrm_models.load_notebook(), HERE)
+    notebook = dlrm_models.load_notebook()
+    draw_all(notebook, HERE)
+    draw_computation(notebook, HERE / "dlrm_graph.svg")

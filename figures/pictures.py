@@ -69,7 +69,7 @@ def planes(title, panels, truth, kinds, names):
         ax.quiver(*np.zeros_like(points.T), *points.T, **arrows)
         ends = [points * share for share in np.linspace(0, 1.05, 40)]
         for film in (0, 1, 2, 10):  # Mira's three, and one more that is both
-            ax.annotate(names[film], points[film], size=9, **NEAR)
+            ax.annotate(names[film], points[film], size=9, color=colours[film], **NEAR)
         if ax is axes[-1]:
             ax.scatter(*truth.T, s=90, facecolors="none", edgecolors=colours, alpha=0.5)
             ends += [truth - 0.05, truth + 0.05]

@@ -97,8 +97,10 @@ def test_the_notebook_shows_every_figure():
     assert f"{make_figures.CRITEO_EXAMPLES:,}" in text
 
 
-def test_the_computation_graph_shows_each_part():
+def test_the_computation_graph_shows_each_part(notebook, tmp_path):
     text = (ROOT / "figures/dlrm_graph.svg").read_text(encoding="utf-8")
+    make_figures.draw_computation(notebook, tmp_path / "drawn.svg")
+    assert (tmp_path / "drawn.svg").read_text(encoding="utf-8") == text
     for part in ("EmbeddingBagBackward", "BmmBackward", "tables.0.weight", "bottom.0.weight"):
         assert part in text
 
