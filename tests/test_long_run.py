@@ -187,7 +187,7 @@ def test_a_cut_or_foreign_checkpoint_is_named_and_what_to_do(tmp_path, spoil):
     spoil(path)
     with pytest.raises(ValueError) as caught:
         notebook.load_checkpoint(path, model, optimizer)
-    assert str(path) in str(caught.value) and "deleting it starts over" in str(caught.value)
+    assert str(path) in str(caught.value) and "move it away to start over" in str(caught.value)
     assert path.exists()  # it is the reader who decides
 
 
