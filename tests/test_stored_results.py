@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import comparison
+import learning_rates
 import shared
 from budgets import ROOT
 
@@ -28,6 +29,11 @@ def test_no_kept_rate_lies_at_an_edge_of_those_tried():
     tried, kept = measured("learning_rates"), shared.best_rates("small")
     for pair, rates in tried.groupby(["model", "optimizer"])["learning_rate"]:
         assert rates.min() < kept[pair] < rates.max(), pair
+
+
+def test_the_stored_rates_are_those_that_the_program_tries():
+    stored = measured("learning_rates").drop(columns="log_loss").itertuples(index=False, name=None)
+    assert set(stored) == set(learning_rates.searches())
 
 
 def test_the_race_ran_with_the_kept_rates():

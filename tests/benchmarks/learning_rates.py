@@ -19,7 +19,7 @@ RATES = {
         "plain MLP": [0.02, 0.04, 0.08],
         "DCN": [0.01, 0.02, 0.04],
         "DLRM": [0.02, 0.04, 0.08],
-        PUBLISHED: [0.01, 0.02, 0.04, 0.08],
+        PUBLISHED: [0.01, 0.02, 0.04],
     },
     ("small", "SGD"): {
         "logistic regression": [0.1, 0.3, 1],
@@ -27,7 +27,7 @@ RATES = {
         "plain MLP": [0.3, 1, 3],
         "DCN": [0.05, 0.1, 0.2],
         "DLRM": [0.3, 1, 3],
-        PUBLISHED: [0.3, 1, 3],
+        PUBLISHED: [0.3, 1, 3, 6],
     },
 }
 
