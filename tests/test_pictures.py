@@ -9,11 +9,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.quiver import Quiver
 from nbconvert import HTMLExporter
 
+import dlrm_utils
 from budgets import ROOT, code_cells, read_notebook
-from figures import pictures, shapes
+from figures import live, pictures, shapes
 
 KINDS = ["comedy", "horror", "both", "other"] * 3
 NAMES = [f"Film {k}" for k in range(12)]
@@ -204,3 +206,47 @@ def test_the_page_gives_a_plot_its_words():
     exporter = HTMLExporter(extra_template_basedirs=[str(ROOT / "figures")], template_name="page")
     page = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))[0]
     assert f'alt="{alt}"' in html.unescape(page) or f"alt='{alt}'" in html.unescape(page)
+
+
+# ---- What the live pictures are given --------------------------------------------------------
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The pictures' numbers in place of their HTML."""
+    monkeypatch.setattr(live, "picture", lambda name, **numbers: numbers)
+
+
+def test_the_rule_of_the_live_world_is_the_one_that_section_8_writes_down(notebook, given):
+    rng = np.random.default_rng(0)
+    hidden = [rng.normal(size=(rows, 2)) for rows in (301, 13, 3)]
+    model = notebook.DLRM([301, 13, 3], 2, [8], [32], num_dense=2)
+    numbers = live.world({0: model}, {0: None}, {0: hidden[1]}, hidden, [], [], [])
+    rule = notebook.DLRM([301, 13, 3], 2, [], [], num_dense=2)
+    state = {name: torch.as_tensor(values) for name, values in numbers["truth"].items()}
+    rule.load_state_dict(state)
+    ids = [rng.integers(1, rows, 100) for rows in (301, 13, 3)]
+    dense = np.log1p(rng.poisson(3, (100, 2)))
+    viewer, film, hour = (vectors[places] for vectors, places in zip(hidden, ids))
+    logit = -1 + 2 * ((viewer + hour) * film).sum(1) + dense @ [0.5, -0.5]
+    by_rule = rule(*dlrm_utils.one_id_each(dense, ids)[:3])
+    assert np.allclose(by_rule.detach(), logit, atol=1e-4)
+    assert torch.equal(numbers["stages"][0]["weights"]["top.0.bias"], model.top[0].bias)
+
+
+def test_the_films_to_tick_carry_their_own_ids_and_likes(notebook, given):
+    titles = [f"film {k}" for k in range(30)]
+    films = pd.DataFrame({"title": titles, "year": range(1960, 1990), "likes": range(40, 10, -1)})
+    films["genres"] = [["a"], ["b", "a"], ["c"]] * 10
+    asked = films.assign(liked=[[title] for title in reversed(titles)])
+    columns = {"dense": ["year"], "categorical": ["title"], "multi_hot": ["genres", "liked"]}
+    encoder = dlrm_utils.FrameEncoder(**columns).fit(asked)
+    model = notebook.DLRM(encoder.table_sizes, 4, [], [], num_dense=1)
+    rows = live.people(model, encoder, films, most=20)["films"]
+    assert [row[0] for row in rows] == titles[:20]
+    batch = encoder.transform(films.assign(liked=[[title] for title in titles]))
+    for k, (_, liked, (own, genres), dense, log_likes) in enumerate(rows):
+        ids = [torch.tensor(own), torch.tensor(genres), torch.tensor([liked])]
+        alone = model(torch.tensor([dense]).reshape(1, 1), ids, [torch.tensor([0])] * 3)
+        assert torch.allclose(alone, model(*batch.take([k])[:3]))
+        assert log_likes == pytest.approx(np.log(films["likes"][k]))
