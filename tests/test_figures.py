@@ -110,6 +110,7 @@ def test_what_the_drawings_repeat_is_what_the_notebook_says():
     assert f"# dense: {', '.join(make_figures.DENSE_MEANINGS)}\n" in code
 
 
+@pytest.mark.slow  # a process of its own, with all imports
 def test_importing_draws_and_reads_nothing(tmp_path):
     """Without a notebook beside it, the program can be imported."""
     for folder in ("figures", "data"):

@@ -170,6 +170,7 @@ def test_names_bring_what_they_need_and_no_other_import(tmp_path):
     assert not {"heavy", "other"} & set(vars(book))
 
 
+@pytest.mark.slow  # a process of its own, with PyTorch
 def test_one_class_of_our_notebook_needs_pytorch_alone():
     code = (
         "import sys, dlrm_models\nbefore = set(sys.modules)\n"
@@ -189,6 +190,7 @@ def test_one_class_of_our_notebook_needs_pytorch_alone():
     }
 
 
+@pytest.mark.slow  # a process of its own, with all imports
 def test_in_a_script_nothing_is_warned_of_sparse_gradients():
     code = (
         "import dlrm_models, torch\nbook = dlrm_models.load_notebook(names=['DLRM'])\n"

@@ -96,6 +96,7 @@ def test_a_million_ids_lose_no_digits(files):
     assert torch.allclose(logits, alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow  # a large export
 def test_no_thread_adds_to_what_another_adds_to(notebook, files, tmp_path):
     """Threads that add to one bag at once can lose an id; four threads say what one says."""
     import onnxruntime

@@ -56,6 +56,7 @@ def test_a_resumed_run_equals_a_whole_one(notebook, toy, whole, tmp_path, stop):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+@pytest.mark.slow  # looks through all that Python holds, ten times
 def test_no_tensor_of_a_step_outlives_it(notebook, toy):
     """Small tensors that are kept split up the memory, which then grows with every step."""
     counts = []
