@@ -33,7 +33,6 @@ ENTRY = 40  # bytes of one of their entries, besides its name, while it is merge
 # goes to the disk.
 ENGINE = {"memory_limit": "500MB", "threads": min(os.cpu_count() or 1, 8)}
 WHOLE_HASH = 64 << 20  # a larger file is hashed in pieces
-BY_NAME = {"on": "name", "how": "left", "nulls_equal": True, "maintain_order": "left"}
 
 
 # ---- The whole job -------------------------------------------------------------------------------
@@ -228,14 +227,15 @@ class Part:
         """Its rows' numbers as they are kept, (rows, numbers)."""
         return self.read("numbers")[0].to_numpy().reshape(self.rows, len(encoder.numeric))
 
-    def dictionary(self, k, train_rows):
-        """Table k's names as texts, and how often each occurs in the first `train_rows` rows."""
-        names, counts = self.read(f"names {k}", f"counts {k}")
-        if train_rows < self.rows:
-            places, lengths = self.read(f"places {k}", f"lengths {k}")
-            stop = lengths[: max(train_rows, 0)].sum() if len(lengths) else max(train_rows, 0)
-            counts = _counts(places[:stop].to_numpy(), len(names))
-        return pl.DataFrame({"name": names_of.name_texts(names), "count": counts})
+    def dictionaries(self, tables, train_rows):
+        """Of each table k its names, and how often each occurs in the first `train_rows` rows."""
+        lists = self.read(*(f"{kind} {k}" for k in tables for kind in ("names", "counts")))
+        for k, names, counts in zip(tables, lists[::2], lists[1::2]):
+            if train_rows < self.rows:
+                places, lengths = self.read(f"places {k}", f"lengths {k}")
+                stop = lengths[: max(train_rows, 0)].sum() if len(lengths) else max(train_rows, 0)
+                counts = _counts(places[:stop].to_numpy(), len(names))
+            yield pl.DataFrame({"name": names_of.name_texts(names), "count": counts})
 
 
 def _store(encoder, pieces, done):
@@ -301,7 +301,8 @@ def _number(stages, parts, encoder, train_rows, show):
         else:
             limits = encoder.min_count, encoder.max_table_rows
             size, spilled = sum(part.bytes[k] for part in parts), stages / "spilled" / str(k)
-            kept, ids = merged(_dictionaries(parts, k, train_rows), size, spilled, *limits)
+            found = small.get(k) or (one for [one] in _dictionaries(parts, [k], train_rows))
+            kept, ids = merged(found, size, spilled, *limits)
             path = stages / "data" / "encoder" / encoder.file_of(name)
             with files.replacing(path) as temporary, open(temporary, "wb") as file:
                 about = names_of.write_names(file, kept)
@@ -312,15 +313,18 @@ def _number(stages, parts, encoder, train_rows, show):
 
     done = {name: stages / "ids" / f"{k}.json" for k, name in enumerate(encoder.tables)}
     todo = [k for k, path in enumerate(done.values()) if not path.exists()]
+    share = MERGE_MEMORY // max(len(todo), 1)
+    small = [k for k in todo if sum(part.bytes[k] for part in parts) <= share]
+    small = dict(zip(small, zip(*_dictionaries(parts, small, train_rows))))  # read at once: sooner
     for _ in in_order(number, progress(todo, desc="numbering names", disable=not show), threads=2):
         pass
     return {name: files.read_json(path, STAGE_VERSION) for name, path in done.items()}
 
 
-def _dictionaries(parts, k, train_rows):
-    """Part by part the dictionary of table k, of whose names the training rows count."""
+def _dictionaries(parts, tables, train_rows):
+    """Part by part the dictionaries of tables, of whose names the training rows count."""
     for part in parts:
-        yield part.dictionary(k, train_rows)
+        yield part.dictionaries(tables, train_rows)
         train_rows -= part.rows
 
 
@@ -333,11 +337,14 @@ def merged(dictionaries, size, spilled, min_count=1, max_table_rows=None):
     """
     if size > MERGE_MEMORY:
         return _merged_on_disk(dictionaries, spilled, min_count, max_table_rows)
-    entries = list(dictionaries)
-    kept = names_of.numbered(names_of.merged(entries), min_count, max_table_rows)
-    ids = kept.to_frame("name").with_row_index("id", offset=1)
-    found = pl.concat(entries).select("name").join(ids, **BY_NAME)["id"]
-    return [kept], found.fill_null(0).to_numpy()
+    entries = pl.concat(dictionaries)
+    places, names = names_of.distinct_of(entries["name"])
+    counts = np.bincount(places, entries["count"], len(names))
+    order = np.argsort(-counts, kind="stable")  # ties by first sight
+    order = order[counts[order] >= min_count][: max_table_rows and max_table_rows - 1]
+    ids = np.zeros(len(names), np.int32)
+    ids[order] = np.arange(1, len(order) + 1)
+    return [names.gather(order)], ids[places]
 
 
 MERGE = """CREATE TABLE known AS
