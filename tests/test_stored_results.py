@@ -25,8 +25,13 @@ def by_seed(optimizer):
 # ---- Complete --------------------------------------------------------------------------------
 
 
-def test_no_kept_rate_lies_at_an_edge_of_those_tried():
-    tried, kept = measured("learning_rates"), shared.best_rates("small")
+RACES = {"small": "comparison_scores", "paper": "comparison_million"}  # layers: the stored table
+
+
+@pytest.mark.parametrize("layers", RACES)
+def test_no_kept_rate_lies_at_an_edge_of_those_tried(layers):
+    tried, kept = measured("learning_rates"), shared.best_rates(layers)
+    tried = tried[tried["layers"] == layers]
     for pair, rates in tried.groupby(["model", "optimizer"])["learning_rate"]:
         assert rates.min() < kept[pair] < rates.max(), pair
 
@@ -36,22 +41,27 @@ def test_the_stored_rates_are_those_that_the_program_tries():
     assert set(stored) == set(learning_rates.searches())
 
 
-def test_the_race_ran_with_the_kept_rates():
-    runs = measured("comparison_scores").groupby(["model", "optimizer"])["learning_rate"]
+@pytest.mark.parametrize("layers, table", RACES.items())
+def test_a_race_ran_with_the_kept_rates(layers, table):
+    runs = measured(table).groupby(["model", "optimizer"])["learning_rate"]
     assert (runs.nunique() == 1).all()
-    pd.testing.assert_series_equal(runs.first(), shared.best_rates("small"))
+    pd.testing.assert_series_equal(runs.first(), shared.best_rates(layers))
 
 
-def test_every_model_ran_with_the_same_seeds():
-    scores = measured("comparison_scores")
-    seeds = scores.groupby(["model", "optimizer"])["seed"].apply(sorted)
+@pytest.mark.parametrize("table", RACES.values())
+def test_every_model_ran_with_the_same_seeds(table):
+    seeds = measured(table).groupby(["model", "optimizer"])["seed"].apply(sorted)
     assert len(seeds) == (len(shared.MODELS) + 1) * 2
     for name, optimizer in seeds.index:
         few = name not in shared.NETWORKS
         expected = range(3 if few else comparison.SEEDS_OF_NETWORKS)
         assert seeds[name, optimizer] == list(expected), name
+
+
+def test_the_curves_are_those_of_the_runs_that_did_not_run_away():
+    scores = measured("comparison_scores")
     assert len(measured("comparison_curves")) == 8 * scores["log_loss"].count()
-    away = scores[scores["log_loss"].isna()]  # training ran away
+    away = scores[scores["log_loss"].isna()]
     assert set(away["model"] + away["optimizer"]) == {"DCNSGD"} and len(away) == 2
 
 

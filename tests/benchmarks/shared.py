@@ -30,6 +30,7 @@ from data import toy_clicks  # noqa: E402
 notebook = dlrm_models.load_notebook()
 MEASURED = ROOT / "figures/measured"
 BATCH_SIZE = 256
+ROWS = {"small": 200_000, "paper": 1_000_000}  # toy clicks that models of these layers train on
 LAYERS = {"small": ([64], [64]), "paper": ([512, 256, 64], [512, 256])}  # bottom MLP, top MLP
 MODELS = ["logistic regression", "factorization machine", "plain MLP", "DCN", "DLRM"]
 PUBLISHED = "DLRM, as published"  # with a ReLU after the bottom MLP's last layer
