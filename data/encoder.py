@@ -23,6 +23,8 @@ from data.tables import Column
 
 VERSION, SETTINGS = "data.encoder 1", "settings.json"
 OPTIONS = ("dense", "categorical", "multi_hot", "label", "min_count", "counts", "max_table_rows")
+COUNTS = {"name": pl.Int64, "count": pl.Int64}
+FILE = {"id": pl.Int64, "name": pl.String}  # how a vocabulary is read from its file
 BLOCK = 65_536  # rows that are summed together for a scale, wherever a table is cut
 # B rows for a model: numbers (B, n) float32; of each table ids int64 (nnz,), and lengths int64 (B,)
 # or None where each row has one id; labels (B,) float32, or None.
@@ -50,8 +52,8 @@ class Vocabulary:
         """Number the values seen min_count times or more, in at most max_size table rows."""
         limits = _limit("min_count", min_count), _limit("max_size", max_size, none=True)
         counts = collections.Counter(_plain(values))  # in order of first sight
-        seen, schema = [*counts], {"name": pl.Int64, "count": pl.Int64}
-        places = pl.DataFrame({"name": range(len(seen)), "count": [*counts.values()]}, schema)
+        seen = [*counts]
+        places = pl.DataFrame({"name": range(len(seen)), "count": [*counts.values()]}, COUNTS)
         return cls([seen[place] for place in numbered(places, *limits)])
 
     def __len__(self):
@@ -237,8 +239,6 @@ class Encoder:
         """The `tables.Source`s of rows, which says what these can be."""
         return tables.sources(rows, columns)
 
-    # ---- Fitting ----
-
     def fit(self, rows):
         """Learn scales, kinds and names from the training rows alone. Returns self."""
         columns = self.columns(kinds=self._given_kinds)
@@ -281,11 +281,9 @@ class Encoder:
         self._require_fit()
         if name not in self._texts:
             path = Path(self._folder, self.file_of(name))
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] != self.about[name]["hash"]:
+            if files.file_hash(path) != self.about[name]["hash"]:
                 raise FormatError(f"{path} was changed after it was written")
-            schema = {"id": pl.Int64, "name": pl.String}
-            self._texts[name] = pl.read_csv(content, schema=schema)["name"]
+            self._texts[name] = pl.read_csv(path.read_bytes(), schema=FILE)["name"]
         return self._texts[name]
 
     def vocabulary(self, name):
@@ -298,26 +296,21 @@ class Encoder:
         if self.scales is None:
             raise ValueError(f"this {type(self).__name__} has seen no rows; call fit(rows) first")
 
-    # ---- From rows to arrays ----
-
     def arrays(self, rows):
         """`Arrays` of all rows in order; `tables.sources` says what rows can be."""
         parts = list(self.pieces(rows))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else Arrays(*map(_joined, zip(*parts)))
 
     def pieces(self, rows, label="welcome"):
         """The `Arrays` of a piece of the rows at a time; label: as `columns` has it."""
         self._require_fit()
         columns = self.columns(label)
         for source in self.sources(rows, columns):
-            yield from map(self.encoded, source.pieces(columns))
-
-    def encoded(self, piece):
-        """`Arrays` of a piece in normal form."""
-        bags = [(self.vocabulary(name), *self.bags(piece, name)) for name in self.tables]
-        ids = [vocabulary.encode(names) for vocabulary, names, _ in bags]
-        lengths = [lengths for *_, lengths in bags]
-        return Arrays(self.scaled(self.numbers(piece), piece), ids, lengths, self.labels(piece))
+            for piece in source.pieces(columns):
+                numbers, labels = self.scaled(self.numbers(piece), piece), self.labels(piece)
+                bags = {name: self.bags(piece, name) for name in self.tables}
+                ids = [self.vocabulary(name).encode(names) for name, (names, _) in bags.items()]
+                yield Arrays(numbers, ids, [lengths for _, lengths in bags.values()], labels)
 
     def numbers(self, piece):
         """The numeric columns of a piece, (B, n) float64, a missing one as NaN."""
@@ -360,8 +353,6 @@ class Encoder:
             value, what = float(numbers[row, k]), "too large, once it is scaled"
             raise tables.refused(place, first + row, self.numeric[k], value, what)
         return small
-
-    # ---- The saved form ----
 
     def fingerprint(self):
         """A text that another encoder shares only if it encodes alike."""
@@ -417,14 +408,10 @@ class Encoder:
 
 
 def _joined(parts):
-    """`Arrays` of pieces, one after the other."""
-
-    def whole(arrays):
-        return None if arrays[0] is None else np.concatenate(arrays)
-
-    numbers, ids, lengths, labels = zip(*parts)
-    ids, lengths = ([whole(each) for each in zip(*part)] for part in (ids, lengths))
-    return Arrays(whole(numbers), ids, lengths, whole(labels))
+    """Arrays of pieces, or lists of such arrays, one after the other; None where there are none."""
+    if isinstance(parts[0], list):
+        return [_joined(each) for each in zip(*parts)]
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def _refuse_infinite(piece, k):
