@@ -86,19 +86,20 @@ def lengths_to_offsets(lengths):
 
 def _int64_vector(values, name):
     """One row of integers as an int64 tensor; ValueError, with the name, for anything else."""
-    values = values if isinstance(values, torch.Tensor) else np.array(values)
+    is_tensor = isinstance(values, torch.Tensor)
+    values = values if is_tensor else np.asarray(values)
     if values.ndim != 1 or (len(values) and "int" not in str(values.dtype)):
         found = f"{values.dtype} of shape {tuple(values.shape)}"
         raise ValueError(f"{name} must be one row of integers, not {found}")
-    vector = torch.as_tensor(values).long()
+    vector = values.long() if is_tensor else torch.from_numpy(values.astype(np.int64))
     if "uint64" in str(values.dtype) and (vector < 0).any():
         raise ValueError(f"{name} hold a number beyond 2**63 - 1")
     return vector
 
 
-def _ids_of_bags(starts, lengths):
-    """Where the ids of bags lie: place k of a new bag is place k of its old one."""
-    shift = torch.repeat_interleave(starts - lengths_to_offsets(lengths), lengths)
+def _places(shifts, lengths):
+    """Where the ids of bags lie that were shifted: place k of a bag stays place k of it."""
+    shift = torch.repeat_interleave(shifts, lengths)
     return shift + torch.arange(len(shift), device=shift.device)
 
 
@@ -146,7 +147,7 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
         for ids, starts in zip(self.indices, self.offsets, strict=True):
             lengths = torch.where(rows + 1 < total, starts[following], len(ids)) - starts[rows]
             offsets.append(lengths_to_offsets(lengths))
-            indices.append(ids[_ids_of_bags(starts[rows], lengths)])
+            indices.append(ids[_places(starts[rows] - offsets[-1], lengths)])
         labels = None if self.labels is None else self.labels[rows]
         return Batch._make((self.dense[rows], indices, offsets, labels))
 
@@ -226,16 +227,16 @@ class FrameEncoder(Encoder):
         """The `Arrays` of a piece of the rows at a time; label: as `columns` has it."""
         self._require_fit()
         lines, labelled = self._lines(rows)
-        if lines is None or len(lines) > 64:
+        if not lines or len(lines) > 64:
             yield from super().pieces(rows, label)
             return
         read = [criteo.read_line(x, f"lines, line {n}", labelled) for n, x in enumerate(lines, 1)]
-        labels, numbers, names = zip(*read) if read else ((), (), [[]] * len(CATEGORIES))
-        numbers = np.array(numbers, dtype=np.float64).reshape(len(lines), len(INTEGERS))
+        labels, numbers, names = zip(*read)
         wanted = labelled and self.label is not None and label != "unread"
         labels = np.array(labels, dtype=np.float32) if wanted else None
         ids = [self.vocabulary(table).encode(n) for table, n in zip(CATEGORIES, zip(*names))]
-        yield Arrays(self.scaled(numbers), ids, [None] * len(ids), labels)
+        numbers = self.scaled(np.array(numbers, dtype=np.float64))
+        yield Arrays(numbers, ids, [None] * len(ids), labels)
 
     def sources(self, rows, columns):
         """The `tables.Source`s of rows: what `data.tables` takes, Criteo's files, or raw lines."""
@@ -246,8 +247,8 @@ class FrameEncoder(Encoder):
             rows = rows.rename({"label": str(self.label)}, strict=False)
         if lines is not None or not self._is_criteo():
             return super().sources(rows, columns)
-        found, several = [], isinstance(rows, list) and all(isinstance(p, Path) for p in rows)
-        for each in rows if several else [rows]:
+        found, listed = [], isinstance(rows, list | tuple)
+        for each in rows if listed and all(isinstance(p, Path) for p in rows) else [rows]:
             if isinstance(each, Path) and not criteo.is_table(each):
                 found.append(_text_source(each, columns))
             else:
@@ -347,18 +348,16 @@ def preprocess_criteo(
 ):
     """Turn Criteo rows, a path or several in order, into a folder of arrays and open it.
 
-    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits, empty where
-    missing; plain, .gz, or train.txt in a .tar.gz. Or a .csv or .parquet with columns label,
-    I1 to I13, C1 to C26, in any capitals. The rest is as in `preprocess_table`.
-    min_count, max_table_rows: categories seen less often in the training part, or beyond that many
-    table rows, become id 0. FormatError, naming file, line and column, for a malformed line.
+    raw_data_file: lines as `data.criteo` reads them, plain, .gz, or train.txt in a .tar.gz; or a
+    .csv or .parquet with columns label, I1 to I13, C1 to C26, in any capitals. The rest is as in
+    `preprocess_table`. FormatError, naming file, line and column, for a malformed line.
     """
     encoder = FrameEncoder([], CATEGORIES, [], "label", min_count, INTEGERS, max_table_rows)
-    paths = [raw_data_file] if isinstance(raw_data_file, str | Path) else raw_data_file
-    for path in paths if len(paths) > 1 else ():
+    several = isinstance(raw_data_file, list | tuple) and len(raw_data_file) > 1
+    for path in raw_data_file if several else ():
         if not criteo.is_table(path):
             criteo.check_end(path)  # before hours of work on the others
-    return preprocess_table(paths, processed_folder, encoder=encoder, progress=progress)
+    return preprocess_table(raw_data_file, processed_folder, encoder=encoder, progress=progress)
 
 
 def load_criteo(processed_folder):
@@ -419,7 +418,8 @@ class CriteoData:
         for values, offsets in self.bags:
             starts = torch.from_numpy(offsets[rows])
             lengths.append(torch.from_numpy(offsets[rows + 1]) - starts)
-            ids.append(values[_ids_of_bags(starts, lengths[-1]).numpy()].astype(np.int64))
+            places = _places(starts - lengths_to_offsets(lengths[-1]), lengths[-1])
+            ids.append(values[places.numpy()].astype(np.int64))
         labels = None if self.labels is None else self.labels[rows].astype(np.float32)
         return _laid(Arrays(numbers, ids, lengths, labels))
 
@@ -486,12 +486,11 @@ def shuffled_batches(get_batch, rows, batch_size, num_epochs=1, seed=0, start=0,
 def main(arguments=None):
     """The command `preprocess`; an error is one line, and the exit code not 0."""
     parser = argparse.ArgumentParser(description="Tables for DLRM.ipynb")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("preprocess", help="Criteo rows to the processed folder")
-    command.add_argument("raw", metavar="RAW", nargs="+", help="text, .gz, .tar.gz, .csv, .parquet")
-    command.add_argument("processed", metavar="PROCESSED")
-    command.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
-    command.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
+    parser.add_argument("command", choices=["preprocess"], help="Criteo rows to a folder of arrays")
+    parser.add_argument("raw", metavar="RAW", nargs="+", help="text, .gz, .tar.gz, .csv, .parquet")
+    parser.add_argument("processed", metavar="PROCESSED")
+    parser.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
+    parser.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["predict"]:
         parser.error("it has moved: python dlrm_models.py predict MODEL IN OUT")

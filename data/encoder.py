@@ -6,7 +6,6 @@ It gives plain NumPy arrays; a table larger than memory is fitted by the same fu
 import collections
 import hashlib
 import io
-import itertools
 import json
 import math
 import operator
@@ -19,7 +18,6 @@ import polars as pl
 
 from data import files, tables
 from data.files import MISSING, FormatError
-from data.tables import Column
 
 VERSION, SETTINGS = "data.encoder 1", "settings.json"
 OPTIONS = ("dense", "categorical", "multi_hot", "label", "min_count", "counts", "max_table_rows")
@@ -174,10 +172,11 @@ def scale(numbers):
 def write_names(file, pieces):
     """Write a vocabulary as CSV into an open binary file, its names (Series of texts) in order of
     their ids; returns what `Encoder.set_fitted` is told of it: its table rows, bytes and hash."""
-    digest, rows, size = hashlib.sha256(), 1, 0
-    for names in itertools.chain([pl.Series(dtype=pl.String)], pieces):
+    header = b"id,name\n"
+    digest, rows, size = hashlib.sha256(header), 1, file.write(header)
+    for names in pieces:
         table = pl.DataFrame({"id": np.arange(rows, rows + len(names)), "name": names})
-        text = table.write_csv(include_header=size == 0).encode()
+        text = table.write_csv(include_header=False).encode()
         digest.update(text)
         size += file.write(text)
         rows += len(names)
@@ -227,9 +226,9 @@ class Encoder:
         """
         kinds = self.kinds if kinds is None else kinds
         name = None if label == "unread" else self.label
-        first = [Column(name, measure=True, optional=label != "needed")][: self._first]
-        names = [Column(c, bag=c in self.multi_hot, kind=kinds.get(c)) for c in self.tables]
-        return first + [Column(c, measure=True) for c in self.numeric] + names
+        first = [tables.Column(name, measure=True, optional=label != "needed")][: self._first]
+        names = [tables.Column(c, bag=c in self.multi_hot, kind=kinds.get(c)) for c in self.tables]
+        return first + [tables.Column(c, measure=True) for c in self.numeric] + names
 
     def place(self, name):
         """Where a table's column stands among `columns`."""
