@@ -118,7 +118,9 @@ def values_of(texts, kind):
     """The values of `name_texts`, a list of Python's; None for the missing one."""
     if kind in ("number", "boolean"):  # which JSON has in the same form
         return json.loads(f"[{','.join(texts.fill_null('null'))}]")
-    return (texts.str.to_datetime(time_unit="us") if kind == "time" else texts).to_list()
+    if kind == "time":
+        texts = texts.str.to_datetime("%F %T%.f", time_unit="us")
+    return texts.to_list()
 
 
 def counted(names):
