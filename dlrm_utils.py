@@ -8,7 +8,6 @@ Shapes: B rows in a batch, N rows in a file, nnz ids in a batch (all bags togeth
 
 import argparse
 import collections
-import functools
 import itertools
 import math
 import re
@@ -23,7 +22,7 @@ import torch
 
 from data import criteo, folder, tables
 from data.criteo import CATEGORIES, COLUMNS, CRITEO_KAGGLE_TABLE_SIZES, INTEGERS
-from data.encoder import Arrays, Encoder, Vocabulary, joined
+from data.encoder import Arrays, Encoder, Vocabulary
 from data.files import MISSING, FormatError, hash_of, progress
 
 __all__ = ["CRITEO_KAGGLE_TABLE_SIZES", "MISSING", "Vocabulary"]  # for the notebook
@@ -64,16 +63,16 @@ def to_bags(indices, offsets):
     return [bag.tolist() for bag in _int64_vector(indices, "indices").split(lengths)]
 
 
-def offsets_to_lengths(offsets, nnz):
+def offsets_to_lengths(offsets, nnz, name="offsets"):
     """Bag lengths (B,), as TorchRec counts, from offsets (B,) and the number of ids."""
-    closed = torch.cat([_int64_vector(offsets, "offsets").cpu(), torch.tensor([nnz])])
+    closed = torch.cat([_int64_vector(offsets, name).cpu(), torch.tensor([nnz])])
     lengths = closed.diff()
     if closed[0] != 0:
-        raise ValueError(f"the offsets start at {closed[0]}; the first bag starts at 0")
+        raise ValueError(f"{name} start at {closed[0]}; the first bag starts at 0")
     if (lengths < 0).any():
         b = lengths.argmin()
         end = f"the next, or the end of the indices, is {closed[b + 1]}"
-        raise ValueError(f"offsets[{b}] is {closed[b]}, but {end}; offsets never fall")
+        raise ValueError(f"{name}[{b}] is {closed[b]}, but {end}; offsets never fall")
     return lengths
 
 
@@ -86,13 +85,22 @@ def lengths_to_offsets(lengths):
 
 
 def _int64_vector(values, name):
-    vector = torch.as_tensor(values)
-    wrong_type = vector.is_floating_point() or vector.dtype == torch.bool
-    if vector.ndim != 1 or (wrong_type and len(vector)):
-        raise ValueError(f"{name} must be one row of integers, not {vector.dtype}, {vector.shape}")
-    if vector.dtype == torch.uint64 and (vector.long() < 0).any():
+    """One row of integers as an int64 tensor; ValueError, with the name, for anything else."""
+    is_tensor = isinstance(values, torch.Tensor)
+    values = values if is_tensor else np.asarray(values)
+    if values.ndim != 1 or (len(values) and "int" not in str(values.dtype)):
+        found = f"{values.dtype} of shape {tuple(values.shape)}"
+        raise ValueError(f"{name} must be one row of integers, not {found}")
+    vector = values.long() if is_tensor else torch.from_numpy(values.astype(np.int64))
+    if "uint64" in str(values.dtype) and (vector < 0).any():
         raise ValueError(f"{name} hold a number beyond 2**63 - 1")
-    return vector.long()
+    return vector
+
+
+def _places(shifts, lengths):
+    """Where the ids of bags lie that were shifted: place k of a bag stays place k of it."""
+    shift = torch.repeat_interleave(shifts, lengths)
+    return shift + torch.arange(len(shift), device=shift.device)
 
 
 # ---- Batches -------------------------------------------------------------------------------------
@@ -110,8 +118,8 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
     def __new__(cls, dense, indices, offsets, labels=None):
         if len(indices) != len(offsets):
             raise ValueError(f"{len(indices)} tables have ids, but {len(offsets)} have offsets")
-        parts = {f"table {t}": starts for t, starts in enumerate(offsets)} | {"labels": labels}
-        for name, part in parts.items():
+        rows = {f"table {t}": starts for t, starts in enumerate(offsets)} | {"labels": labels}
+        for name, part in rows.items():
             if part is not None and len(part) != len(dense):
                 raise ValueError(f"{name} has {len(part)} rows, but dense has {len(dense)}")
         for t, (ids, starts) in enumerate(zip(indices, offsets)):
@@ -120,9 +128,8 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
                 if kind not in (torch.int64, torch.int32) or vector.ndim != 1:
                     found = f"{kind} of shape {np.shape(vector)}"
                     raise ValueError(f"table {t}: its {name} are {found}, not one tensor of int64")
-        if len(indices) and _look_wrong(indices, offsets):
-            for t, (ids, starts) in enumerate(zip(indices, offsets)):
-                _check_bags(ids, starts, t)
+        if len(indices):
+            _check_bags(list(indices), list(offsets))
         return super().__new__(cls, dense, indices, offsets, labels)
 
     def to(self, device):
@@ -140,9 +147,7 @@ class Batch(collections.namedtuple("Batch", ["dense", "indices", "offsets", "lab
         for ids, starts in zip(self.indices, self.offsets, strict=True):
             lengths = torch.where(rows + 1 < total, starts[following], len(ids)) - starts[rows]
             offsets.append(lengths_to_offsets(lengths))
-            # Place k of a new bag is place k of its old bag: shift each bag to its old start.
-            shift = torch.repeat_interleave(starts[rows] - offsets[-1], lengths)
-            indices.append(ids[shift + torch.arange(len(shift), device=shift.device)])
+            indices.append(ids[_places(starts[rows] - offsets[-1], lengths)])
         labels = None if self.labels is None else self.labels[rows]
         return Batch._make((self.dense[rows], indices, offsets, labels))
 
@@ -181,41 +186,21 @@ def one_id_each(dense, ids, labels=None):
     """A `Batch` whose bags hold one id each, from dense (B, n_dense), ids (B,) a table, labels."""
     dense = torch.tensor(np.asarray(dense), dtype=torch.float32)
     labels = None if labels is None else torch.tensor(np.asarray(labels), dtype=torch.float32)
-    ids = [np.asarray(column) for column in ids]
-    for t, column in enumerate(ids):
-        if column.ndim != 1 or (column.dtype.kind not in "iu" and len(column)):
-            wrong = f"{column.dtype}, {column.shape}"
-            raise ValueError(f"ids of table {t} must be one row of integers, not {wrong}")
-    for name, part in [*((f"table {t}", part) for t, part in enumerate(ids)), ("labels", labels)]:
-        if part is not None and len(part) != len(dense):
-            raise ValueError(f"{name} has {len(part)} rows, but dense has {len(dense)}")
-    matrix = torch.from_numpy(np.array(ids, dtype=np.int64).reshape(len(ids), len(dense)))
-    if matrix.numel() and matrix.min() < 0:  # looked at once for all tables: it is cheap
-        t = int(matrix.min(dim=1).values.argmin())
-        wrong = ids[t][int(matrix[t].argmin())]
-        raise ValueError(f"table {t} has the id {wrong}; ids are 0 to 2**63 - 1")
-    starts = torch.arange(len(dense))
-    return Batch._make((dense, list(matrix), [starts] * len(ids), labels))
+    ids = [_int64_vector(column, f"the ids of table {t}") for t, column in enumerate(ids)]
+    starts = torch.arange(max(map(len, ids), default=0))
+    return Batch(dense, ids, [starts[: len(column)] for column in ids], labels)
 
 
-def _look_wrong(indices, offsets):
-    """Does an id or a bound of any table's bags not fit? All at once: a twentieth of a millisecond
-    for 26 tables."""
+def _check_bags(indices, offsets):
+    """ValueError for bounds and ids that cannot be; all tables together, ten times as fast."""
     ends = torch.tensor([[len(ids)] for ids in indices], device=offsets[0].device)
-    bounds = torch.cat([torch.stack(list(offsets)), ends], dim=1)  # (T, B + 1)
-    wrong = (
-        bounds[:, 0].any() | (bounds.diff(dim=1) < 0).any() | (torch.cat(list(indices)) < 0).any()
-    )
-    return wrong.item()
-
-
-def _check_bags(ids, starts, t):
-    """ValueError for offsets or ids of table t that cannot be."""
-    try:
-        offsets_to_lengths(starts, len(ids))
-    except ValueError as error:
-        raise ValueError(f"table {t}: {error}") from None
-    if len(ids) and ids.min() < 0:
+    bounds = torch.cat([torch.stack(offsets), ends], dim=1)  # (T, B + 1)
+    wrong = (bounds[:, 0] != 0) | (bounds.diff(dim=1) < 0).any(dim=1)
+    if wrong.any():
+        t = wrong.nonzero()[0].item()
+        offsets_to_lengths(offsets[t], len(indices[t]), f"table {t}: its offsets")  # says how
+    if (torch.cat(indices) < 0).any():
+        t, ids = next((t, ids) for t, ids in enumerate(indices) if (ids < 0).any())
         raise ValueError(f"table {t} has the id {ids.min()}; ids are 0 to 2**63 - 1")
 
 
@@ -225,7 +210,7 @@ def _check_bags(ids, starts, t):
 class FrameEncoder(Encoder):
     """An `Encoder` whose rows become a `Batch`: the one that the notebook and folders use.
 
-    Where its columns are Criteo's, it takes raw lines as well.
+    Where its columns are Criteo's, it takes raw lines and files of them as well.
     """
 
     def transform(self, rows):
@@ -241,63 +226,64 @@ class FrameEncoder(Encoder):
     def pieces(self, rows, label="welcome"):
         """The `Arrays` of a piece of the rows at a time; label: as `columns` has it."""
         self._require_fit()
-        columns, given = self.columns(label), [rows] if isinstance(rows, str | bytes) else rows
-        lines = isinstance(given, list | tuple) and all(isinstance(r, str | bytes) for r in given)
-        if not (self.numeric == INTEGERS and self.categorical == self.tables == CATEGORIES):
-            if lines and given and any("\t" in str(line) for line in given):
-                raise ValueError("raw lines have Criteo's columns; give this encoder a frame")
+        lines, labelled = self._lines(rows)
+        if not lines or len(lines) > 64:
             yield from super().pieces(rows, label)
-        elif lines:
-            yield self._of_lines(given, columns)
-        else:
-            for source in criteo_sources(rows, columns):
-                yield from map(self.encoded, source.pieces(columns))
+            return
+        read = [criteo.read_line(x, f"lines, line {n}", labelled) for n, x in enumerate(lines, 1)]
+        labels, numbers, names = zip(*read)
+        wanted = labelled and self.label is not None and label != "unread"
+        labels = np.array(labels, dtype=np.float32) if wanted else None
+        ids = [self.vocabulary(table).encode(n) for table, n in zip(CATEGORIES, zip(*names))]
+        numbers = self.scaled(np.array(numbers, dtype=np.float64))
+        yield Arrays(numbers, ids, [None] * len(ids), labels)
 
-    def _of_lines(self, lines, columns):
-        """`Arrays` of raw Criteo lines, or of texts of several lines."""
+    def sources(self, rows, columns):
+        """The `tables.Source`s of rows: what `data.tables` takes, Criteo's files, or raw lines."""
+        lines, labelled = self._lines(rows)
+        if lines is not None:
+            text = "".join(f"{line}\n" for line in lines).encode()
+            rows = criteo.parsed(text, "lines", 1, labelled)
+            rows = rows.rename({"label": str(self.label)}, strict=False)
+        if lines is not None or not self._is_criteo():
+            return super().sources(rows, columns)
+        found, listed = [], isinstance(rows, list | tuple)
+        for each in rows if listed and all(isinstance(p, Path) for p in rows) else [rows]:
+            if isinstance(each, Path) and not criteo.is_table(each):
+                found.append(_text_source(each, columns))
+            else:
+                found += [_Tidied(*s) for s in tables.sources(each, columns, any_capitals=True)]
+        return found
+
+    def _is_criteo(self):
+        return self.numeric == INTEGERS and self.categorical == self.tables == CATEGORIES
+
+    def _lines(self, rows):
+        """(raw lines, do they have a label?) of one or several texts; (None, None) of others."""
+        texts = [rows] if isinstance(rows, str | bytes) else rows
+        found = isinstance(texts, list | tuple) and all(isinstance(x, str | bytes) for x in texts)
+        if found and not self._is_criteo() and any("\t" in str(text) for text in texts):
+            raise ValueError("raw lines have Criteo's columns; give this encoder a frame")
+        if not (found and self._is_criteo()):
+            return None, None
         if {*self.kinds.values()} - {"text", None}:
             raise ValueError("raw lines hold texts, but this encoder was fitted on other names")
-        lines = [x.decode("ascii", "replace") if isinstance(x, bytes) else x for x in lines]
-        lines = [line for text in lines for line in text.removesuffix("\n").split("\n")]
-        labelled = not lines or lines[0].count("\t") != len(COLUMNS) - 2
-        if len(lines) > 64:
-            text = "".join(f"{line}\n" for line in lines).encode()
-            frame = criteo.parsed(text, "lines", 1, labelled)
-            source = _text_source("lines", columns, lambda: [frame], labelled)
-            return joined([self.encoded(piece) for piece in source.pieces(columns)])
-        read = [criteo.read_line(x, f"lines, line {n}", labelled) for n, x in enumerate(lines, 1)]
-        labels, numbers, names = zip(*read) if read else ((), (), [[]] * len(CATEGORIES))
-        numbers = np.array(numbers, dtype=np.float64).reshape(len(lines), len(INTEGERS))
-        labels = np.array(labels, dtype=np.float32) if labelled and self.label else None
-        return self.laid(numbers, zip(*names), [None] * len(CATEGORIES), labels)
+        texts = [x.decode("ascii", "replace") if isinstance(x, bytes) else x for x in texts]
+        lines = [line for text in texts for line in text.removesuffix("\n").split("\n")]
+        return lines, not lines or lines[0].count("\t") != len(COLUMNS) - 2
 
 
-def criteo_sources(rows, columns):
-    """The `tables.Source` of each file with Criteo's columns, text or table, or of a frame."""
-    paths = [rows] if isinstance(rows, str | Path) else rows
-    if not (isinstance(paths, list | tuple) and all(isinstance(p, str | Path) for p in paths)):
-        return [_Tidied(*s) for s in tables.sources(rows, columns, any_capitals=True)]
-    if not paths:
-        raise FormatError("there is no raw file to read: the list is empty")
-    found = []
-    for path in map(Path, paths):
-        if criteo.is_table(path):
-            found += [_Tidied(*s) for s in tables.sources(path, columns, any_capitals=True)]
-            continue
-        labelled = criteo.is_labelled(path)
-        read = functools.partial(criteo.frames, path, labelled)
-        found.append(_text_source(path, columns, read, labelled))
-    return found
-
-
-def _text_source(place, columns, read, labelled):
-    """The source of frames that `data.criteo` read, whatever the label is called."""
+def _text_source(path, columns):
+    """The source of a file that `data.criteo` reads, whatever the label is called."""
+    labelled = criteo.is_labelled(path)
     names = [c.name if c.name in COLUMNS or c.name is None else "label" for c in columns]
     places = {str(k): name for k, name in enumerate(names) if name in COLUMNS[not labelled :]}
     empty = pl.DataFrame(schema=dict.fromkeys(places, pl.String))
-    return tables.Source(
-        place, empty, lambda: (frame.select(**places) for frame in read()), typed=False
-    )
+
+    def read():
+        return (frame.select(**places) for frame in criteo.frames(path, labelled))
+
+    return tables.Source(path, empty, read, typed=False)
 
 
 class _Tidied(tables.Source):
@@ -311,7 +297,7 @@ def _laid(arrays):
     """A `Batch` of plain arrays; they are sound by construction, and not looked at again."""
     numbers, ids, lengths, labels = arrays
     starts = torch.arange(len(numbers))
-    offsets = [starts if n is None else lengths_to_offsets(torch.from_numpy(n)) for n in lengths]
+    offsets = [starts if each is None else lengths_to_offsets(each) for each in lengths]
     labels = None if labels is None else torch.from_numpy(labels)
     return Batch._make((torch.from_numpy(numbers), [*map(torch.from_numpy, ids)], offsets, labels))
 
@@ -336,16 +322,25 @@ def preprocess_table(
     processed_folder: opened if made before from the same rows by the same options, else refused.
     A run that was stopped goes on from processed_folder + ".making".
     """
-    options = (dense, categorical, label, min_count, max_table_rows, counts, multi_hot)
+    options = (dense, categorical, multi_hot, label, min_count, counts, max_table_rows)
     if encoder is None:
-        encoder = FrameEncoder(
-            dense, categorical, multi_hot, label, min_count, counts, max_table_rows
-        )
+        encoder = FrameEncoder(*options)
     elif any(given not in ((), [], None, 1) for given in options):
         raise ValueError("the encoder has its own names and options; give it, or them")
+    table = [table] if isinstance(table, str | Path) else table
+    if isinstance(table, list | tuple):  # where texts could be lines
+        table = [Path(each) if isinstance(each, str) else each for each in table]
     columns = encoder.columns()
-    found = tables.sources(table, columns)
-    return _preprocess(found, tables.agreed(columns, found), processed_folder, encoder, progress)
+    found = encoder.sources(table, columns)
+    columns = tables.agreed(columns, found)
+    asked = folder.make(found, columns, processed_folder, encoder, progress)
+    data = load_criteo(processed_folder)
+    if data.source != asked:
+        made = f"{processed_folder} was made from {data.source}"
+        raise ValueError(f"{made}, not {asked}; name another folder")
+    fitted = data.encoder
+    encoder.set_fitted(fitted.kinds, fitted.scales, fitted.about, data.path / "encoder")
+    return data
 
 
 def preprocess_criteo(
@@ -353,32 +348,16 @@ def preprocess_criteo(
 ):
     """Turn Criteo rows, a path or several in order, into a folder of arrays and open it.
 
-    raw_data_file: tab-separated label, 13 integers, 26 categories of 8 hex digits, empty where
-    missing; plain, .gz, or train.txt in a .tar.gz. Or a .csv or .parquet with columns label,
-    I1 to I13, C1 to C26, in any capitals. The rest is as in `preprocess_table`.
-    min_count, max_table_rows: categories seen less often in the training part, or beyond that many
-    table rows, become id 0. FormatError, naming file, line and column, for a malformed line.
+    raw_data_file: lines as `data.criteo` reads them, plain, .gz, or train.txt in a .tar.gz; or a
+    .csv or .parquet with columns label, I1 to I13, C1 to C26, in any capitals. The rest is as in
+    `preprocess_table`. FormatError, naming file, line and column, for a malformed line.
     """
     encoder = FrameEncoder([], CATEGORIES, [], "label", min_count, INTEGERS, max_table_rows)
-    columns = encoder.columns()
-    found = criteo_sources(raw_data_file, columns)
-    columns = tables.agreed(columns, found)
-    for source in found if len(found) > 1 else ():
-        if not criteo.is_table(source.place):
-            criteo.check_end(source.place)  # before hours of work on the others
-    return _preprocess(found, columns, processed_folder, encoder, progress)
-
-
-def _preprocess(sources, columns, processed_folder, encoder, show):
-    asked = folder.make(sources, columns, processed_folder, encoder, show)
-    data = load_criteo(processed_folder)
-    if data.source != asked:
-        made = f"{processed_folder} was made from {data.source}"
-        raise ValueError(f"{made}, not {asked}; name another folder")
-    fitted = data.encoder
-    names = {name: fitted.about(name) for name in fitted.tables}
-    encoder.set_fitted(fitted.kinds, fitted.scales, names, data.path / "encoder")
-    return data
+    several = isinstance(raw_data_file, list | tuple) and len(raw_data_file) > 1
+    for path in raw_data_file if several else ():
+        if not criteo.is_table(path):
+            criteo.check_end(path)  # before hours of work on the others
+    return preprocess_table(raw_data_file, processed_folder, encoder=encoder, progress=progress)
 
 
 def load_criteo(processed_folder):
@@ -437,11 +416,10 @@ class CriteoData:
         numbers = self.encoder.scaled(self.dense[rows])
         ids, lengths = list(self.sparse[rows].T.astype(np.int64)), [None] * self.sparse.shape[1]
         for values, offsets in self.bags:
-            starts = offsets[rows]
-            lengths.append(offsets[rows + 1] - starts)
-            # Place k of a new bag is place k of its old one: shift each bag to its old start.
-            shift = np.repeat(starts - (lengths[-1].cumsum() - lengths[-1]), lengths[-1])
-            ids.append(values[shift + np.arange(len(shift))].astype(np.int64))
+            starts = torch.from_numpy(offsets[rows])
+            lengths.append(torch.from_numpy(offsets[rows + 1]) - starts)
+            places = _places(starts - lengths_to_offsets(lengths[-1]), lengths[-1])
+            ids.append(values[places.numpy()].astype(np.int64))
         labels = None if self.labels is None else self.labels[rows].astype(np.float32)
         return _laid(Arrays(numbers, ids, lengths, labels))
 
@@ -452,20 +430,15 @@ class CriteoData:
         """
         runs = np.unique(row_numbers(rows, len(self)) // RUN) * RUN
         ends = np.minimum(runs + RUN, len(self))
-        for array in (self.labels, self.dense, self.sparse, *(o for _, o in self.bags)):
-            if array is not None:
-                _read(array, runs, ends)
-        for values, offsets in self.bags:
-            _read(values, offsets[runs], offsets[ends])
-
-
-def _read(array, starts, ends):
-    """Read some ranges of the rows of a memory map, past it."""
-    size = array.strides[0]
-    with open(array.filename, "rb", buffering=0) as file:
-        for start, end in zip(starts.tolist(), ends.tolist()):
-            file.seek(array.offset + start * size)
-            file.read((end - start) * size)
+        arrays = [self.labels, self.dense, self.sparse, *(offsets for _, offsets in self.bags)]
+        ranges = [(array, runs, ends) for array in arrays if array is not None]
+        ranges += [(values, offsets[runs], offsets[ends]) for values, offsets in self.bags]
+        for array, starts, stops in ranges:
+            size = array.strides[0]
+            with open(array.filename, "rb", buffering=0) as file:  # past the memory map
+                for start, stop in zip(starts.tolist(), stops.tolist()):
+                    file.seek(array.offset + start * size)
+                    file.read((stop - start) * size)
 
 
 def shuffled_rows(rows, seed):
@@ -513,12 +486,11 @@ def shuffled_batches(get_batch, rows, batch_size, num_epochs=1, seed=0, start=0,
 def main(arguments=None):
     """The command `preprocess`; an error is one line, and the exit code not 0."""
     parser = argparse.ArgumentParser(description="Tables for DLRM.ipynb")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("preprocess", help="Criteo rows to the processed folder")
-    command.add_argument("raw", metavar="RAW", nargs="+", help="text, .gz, .tar.gz, .csv, .parquet")
-    command.add_argument("processed", metavar="PROCESSED")
-    command.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
-    command.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
+    parser.add_argument("command", choices=["preprocess"], help="Criteo rows to a folder of arrays")
+    parser.add_argument("raw", metavar="RAW", nargs="+", help="text, .gz, .tar.gz, .csv, .parquet")
+    parser.add_argument("processed", metavar="PROCESSED")
+    parser.add_argument("--min-count", type=int, default=1, help="rarer categories become id 0")
+    parser.add_argument("--max-table-rows", type=int, help="at most this many rows a table")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["predict"]:
         parser.error("it has moved: python dlrm_models.py predict MODEL IN OUT")

@@ -1,19 +1,16 @@
 """One encoder for every table: kinds, scales and names are fixed by `fit` and strict afterwards.
 
-It turns rows into plain NumPy arrays; a table larger than memory is fitted by the same functions,
-a piece at a time.
+It gives plain NumPy arrays; a table larger than memory is fitted by the same functions.
 """
 
 import collections
-import datetime
 import hashlib
 import io
-import itertools
+import json
 import math
 import operator
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,11 +18,15 @@ import polars as pl
 
 from data import files, tables
 from data.files import MISSING, FormatError
-from data.tables import Column
 
 VERSION, SETTINGS = "data.encoder 1", "settings.json"
 OPTIONS = ("dense", "categorical", "multi_hot", "label", "min_count", "counts", "max_table_rows")
+COUNTS = {"name": pl.Int64, "count": pl.Int64}
+FILE = {"id": pl.Int64, "name": pl.String}  # how a vocabulary is read from its file
 BLOCK = 65_536  # rows that are summed together for a scale, wherever a table is cut
+# B rows for a model: numbers (B, n) float32; of each table ids int64 (nnz,), and lengths int64 (B,)
+# or None where each row has one id; labels (B,) float32, or None.
+Arrays = collections.namedtuple("Arrays", ["numbers", "ids", "lengths", "labels"])
 
 
 class Vocabulary:
@@ -47,12 +48,11 @@ class Vocabulary:
     @classmethod
     def fit(cls, values, min_count=1, max_size=None):
         """Number the values seen min_count times or more, in at most max_size table rows."""
-        if min_count < 1 or (max_size is not None and max_size < 1):
-            raise ValueError(f"min_count {min_count} and max_size {max_size} must be 1 or more")
-        counts = collections.Counter(_plain(values))  # in order of first sight, as sorted keeps it
-        kept = [value for value, count in counts.items() if count >= min_count]
-        kept.sort(key=counts.get, reverse=True)
-        return cls(kept[: None if max_size is None else max_size - 1])  # id 0 has a row
+        limits = _limit("min_count", min_count), _limit("max_size", max_size, none=True)
+        counts = collections.Counter(_plain(values))  # in order of first sight
+        seen = [*counts]
+        places = pl.DataFrame({"name": range(len(seen)), "count": [*counts.values()]}, COUNTS)
+        return cls([seen[place] for place in numbered(places, *limits)])
 
     def __len__(self):
         return len(self.values) + 1
@@ -68,10 +68,9 @@ class Vocabulary:
     def decode(self, ids):
         """The values of ids: a list; None for the missing value, `Vocabulary.UNKNOWN` for id 0."""
         ids = np.asarray(ids)
-        if len(ids) and ids.dtype.kind not in "iu":
-            raise ValueError(f"ids must be integers, not {ids.dtype}")
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
-            raise ValueError(f"this vocabulary has ids 0 to {len(self) - 1}, not all of {ids}")
+        whole = ids.dtype.kind in "iu"
+        if len(ids) and not (whole and 0 <= ids.min() <= ids.max() < len(self)):
+            raise ValueError(f"ids must be integers from 0 to {len(self) - 1}, not {ids}")
         return [self.values[i - 1] if i else self.UNKNOWN for i in ids.tolist()]
 
 
@@ -88,14 +87,6 @@ def _plain(values):
 
 def distinct_of(series):
     """(codes, distinct): the distinct values by first sight, and the place of each value there."""
-    whole, missing = series, series.null_count()
-    if series.dtype == pl.String:  # texts of 8 bytes each, as Criteo's are, as integers
-        whole = series.cast(pl.Binary).bin.reinterpret(dtype=pl.UInt64, endianness="little")
-    usable = whole.dtype.is_integer() and whole.null_count() == missing < len(series)
-    if usable and (not missing or whole.min() > 0):  # so 0 can stand for the missing one
-        codes, _ = pd.factorize(whole.fill_null(0).to_numpy())
-        new = np.diff(np.maximum.accumulate(codes), prepend=-1)  # 1 at a first sight, else 0
-        return codes, series.gather(np.flatnonzero(new)).alias("name")
     distinct = series.unique(maintain_order=True).alias("name")
     known, given = distinct.to_frame().with_row_index("place"), pl.DataFrame({"name": series})
     given = given.join(known, "name", how="left", nulls_equal=True, maintain_order="left")
@@ -110,36 +101,30 @@ def name_form(values):
     if values.dtype != pl.Float64:
         return values
     short = values.cast(pl.Float32)
-    decimals = pl.DataFrame({"long": values, "short": short.cast(pl.String).cast(pl.Float64)})
-    in_both = short.cast(pl.Float64) == values
-    return decimals.select(pl.when(in_both).then("short").otherwise("long") + 0.0).to_series()
+    decimals = short.cast(pl.String).cast(pl.Float64)
+    return decimals.zip_with(short.cast(pl.Float64) == values, values) + 0.0
 
 
 def name_texts(names):
     """Names as the texts of a vocabulary's file: 7 and 7.0 are 7, times as 2020-01-31 12:00:00."""
     if names.dtype != pl.Float64:
         return names.cast(pl.String)
-    whole = names.is_finite() & (names == names.floor()) & (names.abs() < 2.0**64)
-    whole_texts = names.set(~whole, None).cast(pl.Int128).cast(pl.String)
-    return whole_texts.zip_with(whole.fill_null(True), names.cast(pl.String))
+    whole = names.cast(pl.Int128, strict=False)
+    is_whole = (whole.cast(pl.Float64) == names).fill_null(False)
+    return whole.cast(pl.String).zip_with(is_whole, names.cast(pl.String))
 
 
 def values_of(texts, kind):
     """The values of `name_texts`, a list of Python's; None for the missing one."""
-    read = {
-        "number": lambda text: int(text) if text.lstrip("-").isdigit() else float(text),
-        "boolean": "true".__eq__,
-        "time": datetime.datetime.fromisoformat,
-    }.get(kind, str)
-    return [None if text is None else read(text) for text in texts.to_list()]
+    if kind in ("number", "boolean"):  # which JSON has in the same form
+        return json.loads(f"[{','.join(texts.fill_null('null'))}]")
+    if kind == "time":
+        texts = texts.str.to_datetime("%F %T%.f", time_unit="us")
+    return texts.to_list()
 
 
 def counted(names):
     """The distinct names of a Series as texts, by first sight, and how often each is there."""
-    if names.dtype.is_integer():
-        codes, distinct = distinct_of(names)
-        counts = np.bincount(codes, minlength=len(distinct)).astype(np.uint32)
-        return pl.DataFrame({"name": name_texts(distinct), "count": counts})
     counts = pl.DataFrame({"name": names}).group_by("name", maintain_order=True).len("count")
     return counts.with_columns(name=name_texts(counts["name"]))
 
@@ -155,18 +140,27 @@ def numbered(counts, min_count, max_table_rows):
     """The names that have ids 1, 2, ...: the most frequent first, ties by first sight."""
     kept = counts.filter(pl.col("count") >= min_count)
     kept = kept.sort("count", descending=True, maintain_order=True)["name"]
-    return kept if max_table_rows is None else kept.head(max_table_rows - 1)
+    return kept if max_table_rows is None else kept.head(max_table_rows - 1)  # id 0 has a row
 
 
-def scale(blocks):
-    """[mean, standard deviation] of each column, of a constant one [mean, 1].
+def floats(numbers):
+    """Numbers as the arrays of a folder hold them, as float64; a missing one is NaN."""
+    read = numbers.astype(np.float64)
+    if numbers.dtype == np.int32:
+        read[numbers == MISSING] = math.nan
+    return read
 
-    blocks: a function that gives the numbers in blocks (BLOCK rows, columns), float64, NaN where
-    missing; it is called three times. So it does not matter how a table is cut.
+
+def scale(numbers):
+    """[mean, standard deviation] of each column of numbers (N, n), of a constant one [mean, 1].
+
+    They are read three times, BLOCK rows at a time: so it does not matter how a table is cut.
     """
+    cuts = [slice(at, at + BLOCK) for at in range(0, len(numbers), BLOCK)]
 
     def total(function):
-        sums = [np.nansum(np.ascontiguousarray(function(block).T), axis=1) for block in blocks()]
+        blocks = (np.ascontiguousarray(function(floats(numbers[cut])).T) for cut in cuts)
+        sums = [np.nansum(block, axis=1) for block in blocks]
         return np.array([math.fsum(column) for column in zip(*sums)])
 
     count = np.maximum(total(np.isfinite), 1)
@@ -180,10 +174,11 @@ def scale(blocks):
 def write_names(file, pieces):
     """Write a vocabulary as CSV into an open binary file, its names (Series of texts) in order of
     their ids; returns what `Encoder.set_fitted` is told of it: its table rows, bytes and hash."""
-    digest, rows, size = hashlib.sha256(), 1, 0
-    for names in itertools.chain([pl.Series(dtype=pl.String)], pieces):
+    header = b"id,name\n"
+    digest, rows, size = hashlib.sha256(header), 1, file.write(header)
+    for names in pieces:
         table = pl.DataFrame({"id": np.arange(rows, rows + len(names)), "name": names})
-        text = table.write_csv(include_header=size == 0).encode()
+        text = table.write_csv(include_header=False).encode()
         digest.update(text)
         size += file.write(text)
         rows += len(names)
@@ -191,16 +186,6 @@ def write_names(file, pieces):
 
 
 # ---- The encoder ---------------------------------------------------------------------------------
-
-
-class Arrays(NamedTuple):
-    """B rows for a model. numbers (B, n) float32; of each table ids int64 (nnz,), and lengths int64
-    (B,) or None where each row has one id; labels (B,) float32, or None."""
-
-    numbers: np.ndarray
-    ids: list
-    lengths: list
-    labels: np.ndarray | None
 
 
 class Encoder:
@@ -232,33 +217,33 @@ class Encoder:
             if name not in self.tables or kind not in tables.KINDS:
                 known = f"kinds has one of {tables.KINDS} for some of {self.tables}"
                 raise ValueError(f"{known}, not {kind!r} for {name!r}")
-        self.kinds, self.scales = dict(kinds), None  # by column; fit fixes them
-        self._given_kinds = self.kinds
+        self.kinds = self._given_kinds = dict(kinds)  # by column; fit fixes them
+        self.scales, self.about = None, {}  # what `write_names` says of each table
         self._first = int(self.label is not None)
-        self._texts, self._abouts, self._vocabularies, self._folder = {}, {}, {}, None
 
-    def columns(self, label="needed"):
+    def columns(self, label="needed", kinds=None):
         """What it reads, in order: label, dense, counts, categorical, multi_hot.
 
-        label: "needed", "welcome" (read if it is there), or "unread".
+        label: "needed", "welcome" (read if it is there), or "unread". kinds: others than its own.
         """
+        kinds = self.kinds if kinds is None else kinds
         name = None if label == "unread" else self.label
-        first = [Column(name, measure=True, optional=label != "needed")][: self._first]
-        bags = set(self.multi_hot)
-        names = [Column(c, bag=c in bags, kind=self.kinds.get(c)) for c in self.tables]
-        return first + [Column(c, measure=True) for c in self.numeric] + names
+        first = [tables.Column(name, measure=True, optional=label != "needed")][: self._first]
+        names = [tables.Column(c, bag=c in self.multi_hot, kind=kinds.get(c)) for c in self.tables]
+        return first + [tables.Column(c, measure=True) for c in self.numeric] + names
 
     def place(self, name):
         """Where a table's column stands among `columns`."""
         return self._first + len(self.numeric) + self.tables.index(name)
 
-    # ---- Fitting ----
+    def sources(self, rows, columns):
+        """The `tables.Source`s of rows, which says what these can be."""
+        return tables.sources(rows, columns)
 
     def fit(self, rows):
         """Learn scales, kinds and names from the training rows alone. Returns self."""
-        given = self._given_kinds.get
-        columns = [c if c.measure else c._replace(kind=given(c.name)) for c in self.columns()]
-        sources = tables.sources(rows, columns)
+        columns = self.columns(kinds=self._given_kinds)
+        sources = self.sources(rows, columns)
         columns = tables.agreed(columns, sources)
         numbers, counts = [], {name: [] for name in self.tables}
         for piece in (piece for source in sources for piece in source.pieces(columns)):
@@ -269,12 +254,10 @@ class Encoder:
         numbers = np.concatenate(numbers)[:, : len(self.dense)]
         if not len(numbers):
             raise ValueError("there are no rows to fit")
-        cuts = range(0, len(numbers), BLOCK)
-        scales = scale(lambda: (numbers[at : at + BLOCK] for at in cuts))
         limits = self.min_count, self.max_table_rows
         names = {name: numbered(merged(counts[name]), *limits) for name in self.tables}
         kinds = {column.name: column.kind for column in columns if not column.measure}
-        return self.set_fitted(kinds, scales, names)
+        return self.set_fitted(kinds, scale(numbers), names)
 
     def set_fitted(self, kinds, scales, names, folder=None):
         """Fix what `fit` found: a kind a table; [mean, deviation] a dense column; the names of each
@@ -282,76 +265,59 @@ class Encoder:
         for column, one in zip(self.dense, scales, strict=True):
             if not np.isfinite(one).all():
                 raise FormatError(f"column {column!r}: its numbers are too large to be scaled")
-        self.kinds, self.scales = dict(kinds), [list(one) for one in scales]
-        self._folder, self._vocabularies = folder, {}
+        self.kinds, self.scales, self._folder = dict(kinds), [list(one) for one in scales], folder
         self._texts = {n: each for n, each in names.items() if isinstance(each, pl.Series)}
-        self._abouts = {n: each for n, each in names.items() if n not in self._texts}
+        told = {n: write_names(io.BytesIO(), [texts]) for n, texts in self._texts.items()}
+        self.about, self._vocabularies = names | told, {}
         return self
 
     @property
     def table_sizes(self):
         """Rows of each embedding table, in the order of categorical and multi_hot."""
-        return [self.about(name)["rows"] for name in self.tables]
+        self._require_fit()
+        return [self.about[name]["rows"] for name in self.tables]
 
     def names(self, name):
         """A column's names of ids 1, 2, ... as texts, a polars Series; the missing one is null."""
         self._require_fit()
         if name not in self._texts:
             path = Path(self._folder, self.file_of(name))
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] != self._abouts[name]["hash"]:
+            if files.file_hash(path) != self.about[name]["hash"]:
                 raise FormatError(f"{path} was changed after it was written")
-            schema = {"id": pl.Int64, "name": pl.String}
-            self._texts[name] = pl.read_csv(content, schema=schema)["name"]
+            self._texts[name] = pl.read_csv(path.read_bytes(), schema=FILE)["name"]
         return self._texts[name]
-
-    def about(self, name):
-        """What `write_names` says of a column's names."""
-        self._require_fit()
-        if name not in self._abouts:
-            self._abouts[name] = write_names(io.BytesIO(), [self._texts[name]])
-        return self._abouts[name]
 
     def vocabulary(self, name):
         """A column's `Vocabulary`."""
         if name not in self._vocabularies:
-            values = values_of(self.names(name), self.kinds[name])
-            self._vocabularies[name] = Vocabulary(values)
+            self._vocabularies[name] = Vocabulary(values_of(self.names(name), self.kinds[name]))
         return self._vocabularies[name]
 
     def _require_fit(self):
         if self.scales is None:
             raise ValueError(f"this {type(self).__name__} has seen no rows; call fit(rows) first")
 
-    # ---- From rows to arrays ----
-
     def arrays(self, rows):
         """`Arrays` of all rows in order; `tables.sources` says what rows can be."""
-        return joined(list(self.pieces(rows)))
+        parts = list(self.pieces(rows))
+        return parts[0] if len(parts) == 1 else Arrays(*map(_joined, zip(*parts)))
 
     def pieces(self, rows, label="welcome"):
-        """The `Arrays` of a piece of the rows at a time."""
+        """The `Arrays` of a piece of the rows at a time; label: as `columns` has it."""
         self._require_fit()
         columns = self.columns(label)
-        for source in tables.sources(rows, columns):
-            yield from map(self.encoded, source.pieces(columns))
-
-    def encoded(self, piece):
-        """`Arrays` of a piece in normal form."""
-        bags = [self.bags(piece, name) for name in self.tables]
-        names, lengths = zip(*bags) if bags else ((), ())
-        return self.laid(self.numbers(piece), names, lengths, self.labels(piece), piece)
-
-    def laid(self, numbers, names=(), lengths=(), labels=None, piece=None):
-        """`Arrays` from numbers (B, n) float64, and names and lengths a table."""
-        ids = [self.vocabulary(table).encode(n) for table, n in zip(self.tables, names)]
-        return Arrays(self.scaled(numbers, piece), ids, list(lengths), labels)
+        for source in self.sources(rows, columns):
+            for piece in source.pieces(columns):
+                numbers, labels = self.scaled(self.numbers(piece), piece), self.labels(piece)
+                bags = {name: self.bags(piece, name) for name in self.tables}
+                ids = [self.vocabulary(name).encode(names) for name, (names, _) in bags.items()]
+                yield Arrays(numbers, ids, [lengths for _, lengths in bags.values()], labels)
 
     def numbers(self, piece):
         """The numeric columns of a piece, (B, n) float64, a missing one as NaN."""
         places = range(self._first, self._first + len(self.numeric))
         for k in places:
-            piece.refuse(k, piece.frame[str(k)].is_infinite(), "infinite")
+            _refuse_infinite(piece, k)
         numbers = piece.frame.select(map(str, places)).fill_null(math.nan).to_numpy(order="c")
         return numbers.reshape(len(piece.frame), len(places))
 
@@ -366,22 +332,16 @@ class Encoder:
     def bags(self, piece, name):
         """A table's names in a piece, one after the other, and how many each row has, or None."""
         k, lengths = self.place(name), None
+        _refuse_infinite(piece, k)
         names = piece.frame[str(k)]
         if piece.columns[k].bag:
             lengths = names.list.len().fill_null(0).to_numpy().astype(np.int64)
             names = names.filter(lengths > 0).explode()
-        if names.dtype == pl.Float64 and names.is_infinite().any():
-            each = np.ones(len(names), int) if lengths is None else lengths
-            rows = np.arange(len(each)).repeat(each)[names.is_infinite().arg_true()]
-            piece.refuse(k, np.isin(np.arange(len(each)), rows), "infinite")
         return name_form(names), lengths
 
     def scaled(self, numbers, piece=None):
         """What the model reads of numbers (B, n), float32, a missing one as 0."""
-        self._require_fit()
-        read, dense = np.array(numbers, dtype=np.float64), len(self.dense)
-        if numbers.dtype == np.int32:
-            read[numbers == MISSING] = math.nan
+        read, dense = floats(numbers), len(self.dense)
         for k, (mean, deviation) in enumerate(self.scales):
             read[:, k] = (read[:, k] - mean) / deviation
         read[:, dense:] = np.log1p(np.maximum(read[:, dense:], 0))
@@ -395,12 +355,11 @@ class Encoder:
             raise tables.refused(place, first + row, self.numeric[k], value, what)
         return small
 
-    # ---- The saved form ----
-
     def fingerprint(self):
         """A text that another encoder shares only if it encodes alike."""
+        self._require_fit()
         columns = [self.label, self.dense, self.counts, self.categorical, self.multi_hot]
-        hashes = [self.about(name)["hash"] for name in self.tables]
+        hashes = [self.about[name]["hash"] for name in self.tables]
         return files.hash_of([columns, list(self.kinds.items()), self.scales, hashes])
 
     def save(self, folder):
@@ -414,7 +373,7 @@ class Encoder:
             new, old = Path(work, "new"), Path(work, "old")
             for name in self.tables:
                 with files.replacing(new / self.file_of(name)) as path, open(path, "wb") as file:
-                    self._abouts[name] = write_names(file, [self.names(name)])
+                    write_names(file, [self.names(name)])
             self.write_settings(new)
             if folder.exists():
                 folder.rename(old)
@@ -426,7 +385,7 @@ class Encoder:
         # Pairs, since JSON's dicts would make texts of columns whose names are numbers.
         content = {"options": {option: getattr(self, option) for option in OPTIONS}}
         content |= {"kinds": [*self.kinds.items()], "scales": self.scales}
-        names = [[name, self.about(name)] for name in self.tables]
+        names = [[name, self.about[name]] for name in self.tables]
         files.write_json(Path(folder, SETTINGS), VERSION, content | {"names": names})
 
     @classmethod
@@ -449,17 +408,20 @@ class Encoder:
         return f"{self.place(name)}-{plain}.csv"
 
 
-def joined(parts):
-    """`Arrays` of pieces, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    numbers, ids, lengths, labels = zip(*parts)
-    ids, lengths = (
-        [None if each[0] is None else np.concatenate(each) for each in zip(*part)]
-        for part in (ids, lengths)
-    )
-    labels = None if labels[0] is None else np.concatenate(labels)
-    return Arrays(np.concatenate(numbers), ids, lengths, labels)
+def _joined(parts):
+    """Arrays of pieces, or lists of such arrays, one after the other; None where there are none."""
+    if isinstance(parts[0], list):
+        return [_joined(each) for each in zip(*parts)]
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def _refuse_infinite(piece, k):
+    """FormatError for the first row of column k whose number, or one of whose bag, is infinite."""
+    values = piece.frame[str(k)]
+    if values.dtype == pl.List(pl.Float64):
+        values = values.list.eval(pl.element().abs()).list.max()
+    if values.dtype == pl.Float64:
+        piece.refuse(k, values.is_infinite(), "infinite")
 
 
 def _names(names):

@@ -168,15 +168,7 @@ def _run(sources, columns, folder, stages, encoder, asked, show):
 
 def _scales(dense, encoder):
     """Of each dense column what `scale` finds in the training rows."""
-    cuts = [slice(at, at + names_of.BLOCK) for at in range(0, len(dense), names_of.BLOCK)]
-    columns = dense[:, : len(encoder.dense)]
-    return names_of.scale(lambda: (_floats(columns[cut]) for cut in cuts)) if encoder.dense else []
-
-
-def _floats(numbers):
-    """Numbers as the arrays hold them, as float64; a missing one is NaN."""
-    missing = np.isnan(numbers) if numbers.dtype == np.float64 else numbers == MISSING
-    return np.where(missing, np.nan, numbers)
+    return names_of.scale(dense[:, : len(encoder.dense)])
 
 
 def _check_scaled(sources, columns, of_source, encoder):
@@ -401,7 +393,7 @@ def _write_arrays(stages, parts, encoder, show):
     def made(part_and_start):
         part, start = part_and_start
         numbers = part.numbers(encoder)
-        columns = {"dense": numbers if whole else _floats(numbers)}
+        columns = {"dense": numbers if whole else names_of.floats(numbers)}
         if encoder.label is not None:
             [columns["labels"]] = part.read("labels")
         placed = part.read(*(f"places {k}" for k in tables)) if tables else []

@@ -21,9 +21,9 @@ import pytest
 from conftest import ROOT
 from data import criteo, files, tables
 from data.criteo import CATEGORIES, INTEGERS
-from data.encoder import Encoder, Vocabulary, counted, numbered
+from data.encoder import Encoder, Vocabulary
 from data.files import FormatError
-from dlrm_utils import FrameEncoder, criteo_sources
+from dlrm_utils import FrameEncoder
 
 UTC = datetime.UTC
 ROWS = 60
@@ -532,17 +532,8 @@ def criteo_line(label=1, number=5, name="0000ab19"):
 
 def criteo_encoder(rows):
     """An encoder of Criteo's columns, fitted on files or a frame."""
-    encoder = FrameEncoder([], CATEGORIES, [], "label", counts=INTEGERS)
-    columns = encoder.columns()
-    found = criteo_sources(rows, columns)
-    columns = tables.agreed(columns, found)
-    pieces = [piece for source in found for piece in source.pieces(columns)]
-    names = {
-        name: pl.concat([encoder.bags(piece, name)[0] for piece in pieces]) for name in CATEGORIES
-    }
-    names = {name: numbered(counted(each), 1, None) for name, each in names.items()}
-    encoder.set_fitted({c.name: c.kind for c in columns if not c.measure}, [], names)
-    return encoder, [i for piece in pieces for i in encoder.encoded(piece).ids[0].tolist()]
+    encoder = FrameEncoder([], CATEGORIES, [], "label", counts=INTEGERS).fit(rows)
+    return encoder, [i for piece in encoder.pieces(rows) for i in piece.ids[0].tolist()]
 
 
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
