@@ -95,17 +95,18 @@ class Source(NamedTuple):
 
 def agreed(columns, tables):
     """The columns with the one kind that all sources have; text where there are CSVs alone."""
-    kinds = [column.kind for column in columns]
+    made = []
     for k, column in enumerate(columns):
-        for table in () if column.measure else tables:
-            found = _kind(table.empty[str(k)].dtype) if table.typed else None
-            if found and kinds[k] not in (None, found):
-                what = f"it holds {found}s, not {kinds[k]}s as wanted or as in another file"
+        kind = column.kind
+        for table in () if column.measure else (table for table in tables if table.typed):
+            found = _kind(table.empty.schema[str(k)])
+            if found and kind not in (None, found):
+                what = f"it holds {found}s, not {kind}s as wanted or as in another file"
                 raise FormatError(f"{table.place}, column {column.name!r}: {what}")
-            kinds[k] = kinds[k] or found
-        if not (column.measure or kinds[k] or all(table.typed for table in tables)):
-            kinds[k] = "text"
-    return [column._replace(kind=kind) for column, kind in zip(columns, kinds)]
+            kind = kind or found
+        untyped = not (column.measure or all(table.typed for table in tables))
+        made.append(column._replace(kind=kind or ("text" if untyped else None)))
+    return made
 
 
 # ---- What rows can be ----------------------------------------------------------------------------
@@ -201,8 +202,7 @@ def _source(table, place, first_row, columns):
     for name, dtype in schema.items():
         column, listed = columns[int(name)], isinstance(dtype, pl.List | pl.Array)
         if _kind(dtype) == "other" or (dtype != pl.Null and listed != column.bag):
-            wanted = "not lists" if column.bag else "not single values"
-            found = f"it holds {dtype}, {NO_KIND if listed == column.bag else wanted}"
+            found = f"it holds {dtype}, {NO_KIND}{' in a list' if column.bag else ''}"
             raise FormatError(f"{place}, column {column.name!r}: {found}")
     if isinstance(table, pl.LazyFrame):
         options = {"chunk_size": PIECE_ROWS, "maintain_order": True}
@@ -278,12 +278,11 @@ def _normal(piece, k, typed):
     if not typed and series.dtype == pl.String:
         series = _read(series, column, refuse)
     kind, found = "number" if column.measure else column.kind, _kind(series.dtype)
-    if kind and found not in (None, kind) and not (column.measure and found == "boolean"):
+    if kind and found not in (None, kind):
         refuse(series.is_not_null(), f"not a {kind}")
         series = pl.Series([None] * len(series))
-    if series.dtype == pl.Null and column.bag:
-        return series.cast(pl.List(pl.Null))
-    return series.cast(pl.Float64) if column.measure else series
+    empty = pl.Float64 if column.measure else pl.List(pl.Null) if column.bag else pl.Null
+    return series.cast(empty) if series.dtype == pl.Null else series
 
 
 def _form(series, measure=False):
@@ -301,11 +300,12 @@ def _form(series, measure=False):
         if dtype == pl.Datetime and (series.dt.nanosecond() % 1000).max():
             raise OverflowError("nanoseconds")
         return series.cast(pl.Datetime("us"))
-    if kind != "number":
-        return series
-    if measure or dtype.is_float() or (dtype.is_decimal() and dtype.scale):
+    fractions = dtype.is_float() or (dtype.is_decimal() and dtype.scale)
+    if fractions or (measure and kind in ("number", "boolean")):
         return series.cast(pl.Float64).fill_nan(None)
-    return series.cast(pl.Int64 if (series.max() or 0) < 2**63 else pl.UInt64)
+    if kind == "number":
+        return series.cast(pl.Int64 if (series.max() or 0) < 2**63 else pl.UInt64)
+    return series
 
 
 def _bags(flat, lengths):
@@ -322,7 +322,7 @@ def _bags(flat, lengths):
 def _read(texts, column, refuse):
     """Texts as the kind that is wanted; refuse(mask, what): called for those that are not."""
     wanted = "number" if column.measure else column.kind
-    if wanted in ("text", None):
+    if wanted in ("text", None) or texts.dtype == pl.Null:
         return texts
     lower = texts.str.strip_chars().str.to_lowercase()
     truth = lower.replace_strict(["true", "false"], [True, False], default=None)
@@ -331,22 +331,20 @@ def _read(texts, column, refuse):
         values = texts.replace_strict(known, default=None, return_dtype=pl.Datetime("us"))
     elif wanted == "boolean":
         values = truth
+    elif column.measure:
+        values = lower.cast(pl.Float64, strict=False).fill_null(truth.cast(pl.Float64))
     else:
         for dtype in (pl.Int64, pl.UInt64):
             values = lower.cast(dtype, strict=False)
             if values.null_count() == texts.null_count():
                 return values
         values, whole = lower.cast(pl.Float64, strict=False), lower.cast(pl.Int128, strict=False)
-        if column.measure:
-            values = values.fill_null(truth.cast(pl.Float64))
-        else:
-            rounded = (values.cast(pl.Int128, strict=False) != whole).fill_null(True)
-            what = "beyond 64 bits, or too long among numbers with fractions"
-            refuse(rounded & lower.str.contains("^[+-]?[0-9]+$"), what)
-        values = values.fill_nan(None)
+        rounded = (values.cast(pl.Int128, strict=False) != whole).fill_null(True)
+        what = "beyond 64 bits, or too long among numbers with fractions"
+        refuse(rounded & lower.str.contains("^[+-]?[0-9]+$"), what)
     what = "not a time to the microsecond" if wanted == "time" else f"not a {wanted}"
     refuse(texts.is_not_null() & values.is_null(), what)
-    return values
+    return _form(values)
 
 
 def _instant(text):
@@ -402,9 +400,6 @@ def _of_values(values, rows, column):
         if kind is None or (kind != wanted and not (column.measure and kind == "boolean")):
             what = f"not a {wanted}" if wanted else NO_KIND
             raise refused("the frame", rows[at], column.name, values[at], what)
-    if wanted is None:
-        return pl.Series([None] * len(values))
     texts = np.full(len(values), None)
     texts[present] = values[present] if wanted == "text" else [*map(str, values[present])]
-    texts = pl.Series(texts.tolist(), dtype=pl.String)
-    return _read(texts, column._replace(kind=wanted), refuse)
+    return _read(pl.Series(texts.tolist()), column._replace(kind=wanted), refuse)
