@@ -204,11 +204,8 @@ def _source(table, place, first_row, columns):
         if _kind(dtype) == "other" or (dtype != pl.Null and listed != column.bag):
             found = f"it holds {dtype}, {NO_KIND}{' in a list' if column.bag else ''}"
             raise FormatError(f"{place}, column {column.name!r}: {found}")
-    if isinstance(table, pl.LazyFrame):
-        options = {"chunk_size": PIECE_ROWS, "maintain_order": True}
-        read = functools.partial(table.collect_batches, **options)
-    else:
-        read = functools.partial(table.iter_slices, PIECE_ROWS)
+    options = {"chunk_size": PIECE_ROWS, "maintain_order": True}
+    read = functools.partial(table.lazy().collect_batches, **options)
     return Source(place, pl.DataFrame(schema=schema), read, first_row)
 
 
