@@ -398,5 +398,6 @@ def _of_values(values, rows, column):
             what = f"not a {wanted}" if wanted else NO_KIND
             raise refused("the frame", rows[at], column.name, values[at], what)
     texts = np.full(len(values), None)
-    texts[present] = values[present] if wanted == "text" else [*map(str, values[present])]
+    wide = (float(x) if isinstance(x, np.floating) else x for x in values[present])
+    texts[present] = values[present] if wanted == "text" else [*map(str, wide)]
     return _read(pl.Series(texts.tolist()), column._replace(kind=wanted), refuse)
