@@ -321,7 +321,13 @@ def _read(texts, column, refuse):
     wanted = "number" if column.measure else column.kind
     if wanted in ("text", None) or texts.dtype == pl.Null:
         return texts
-    lower = texts.str.strip_chars().str.to_lowercase()
+    plain = texts.str.strip_chars()
+    dtypes = [pl.Float64] if column.measure else [pl.Int64, pl.UInt64]
+    for dtype in dtypes if wanted == "number" else ():
+        values = plain.cast(dtype, strict=False)
+        if values.null_count() == texts.null_count():
+            return _form(values)
+    lower = plain.str.to_lowercase()
     truth = lower.replace_strict(["true", "false"], [True, False], default=None)
     if wanted == "time":
         known = {text: _instant(text) for text in texts.unique().drop_nulls()}
@@ -331,10 +337,6 @@ def _read(texts, column, refuse):
     elif column.measure:
         values = lower.cast(pl.Float64, strict=False).fill_null(truth.cast(pl.Float64))
     else:
-        for dtype in (pl.Int64, pl.UInt64):
-            values = lower.cast(dtype, strict=False)
-            if values.null_count() == texts.null_count():
-                return values
         values, whole = lower.cast(pl.Float64, strict=False), lower.cast(pl.Int128, strict=False)
         rounded = (values.cast(pl.Int128, strict=False) != whole).fill_null(True)
         what = "beyond 64 bits, or too long among numbers with fractions"
