@@ -19,11 +19,9 @@ INTEGERS = [f"I{k + 1}" for k in range(NUM_DENSE)]
 CATEGORIES = [f"C{k + 1}" for k in range(NUM_TABLES)]
 COLUMNS = ["label", *INTEGERS, *CATEGORIES]
 # Distinct values of the 26 categorical columns in Criteo's Kaggle file, as published.
-# fmt: off
 CRITEO_KAGGLE_TABLE_SIZES = [
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,
-    5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]
-# fmt: on
+    5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572]  # fmt: skip
 KAGGLE_ROWS = 45_840_617
 
 FIELDS = {"l": "[01]", "I": "(?:-?[0-9]{1,10})?", "C": "(?:[0-9a-fA-F]{8})?"}
@@ -31,14 +29,8 @@ WANTED = {"l": "a label, 0 or 1", "I": "a 32-bit integer", "C": "a category of 8
 TYPES = {"l": pl.UInt8, "I": pl.Int32, "C": pl.String}
 SCHEMA = {column: TYPES[column[0]] for column in COLUMNS}
 TABLE_HINT = "; a table with a header is known by .csv or .parquet, a .zip has to be unpacked"
-
-
-def _line_of(columns):
-    return "\t".join(FIELDS[column[0]] for column in columns)
-
-
-LINES = [f"{_line_of(COLUMNS)}", f"{_line_of(COLUMNS[1:])}"]  # with a label, and without
-WHOLE = [re.compile(line) for line in LINES]
+LINES = ["\t".join(FIELDS[name[0]] for name in names) for names in (COLUMNS, COLUMNS[1:])]
+WHOLE = [re.compile(line) for line in LINES]  # with a label, and without
 
 
 def is_table(path):
@@ -60,24 +52,18 @@ def read_line(line, place, labelled=True):
     if len(fields) != len(columns):
         found = f"{line[:40]!r} has {len(fields)} fields, not {len(columns)}{TABLE_HINT}"
         raise FormatError(f"{place}, column {min(len(fields), len(columns))}: {found}")
-    if not WHOLE[not labelled].fullmatch(line):
-        for k, (column, field) in enumerate(zip(columns, fields, strict=True)):
-            if not re.fullmatch(FIELDS[column[0]], field):
-                _refuse_field(field, columns, k, place)
+    integers, names = fields[-NUM_TABLES - NUM_DENSE : -NUM_TABLES], fields[-NUM_TABLES:]
+    if not WHOLE[not labelled].fullmatch(line) or max(map(len, integers)) > 9:
+        for k, (column, field) in enumerate(zip(columns, fields), 1):
+            kind = column[0]
+            right = re.fullmatch(FIELDS[kind], field)
+            if not right or (kind == "I" and field and abs(int(field)) >= 2**31):
+                hint = TABLE_HINT if kind == "l" else ""
+                found = f"{field[:40]!r} is not {WANTED[kind]}{hint}"
+                raise FormatError(f"{place}, column {k} ({column}): {found}")
     label = int(fields[0]) if labelled else None
-    first = len(columns) - NUM_TABLES
-    integers = [int(field) if field else None for field in fields[first - NUM_DENSE : first]]
-    for k, integer in enumerate(integers, first - NUM_DENSE):
-        if integer is not None and not -(2**31) < integer < 2**31:
-            _refuse_field(fields[k], columns, k, place)
-    return label, integers, [field.lower() or None for field in fields[first:]]
-
-
-def _refuse_field(field, columns, k, place):
-    kind = columns[k][0]
-    hint = TABLE_HINT if kind == "l" else ""
-    found = f"{field[:40]!r} is not {WANTED[kind]}{hint}"
-    raise FormatError(f"{place}, column {k + 1} ({columns[k]}): {found}")
+    integers = [int(field) if field else None for field in integers]
+    return label, integers, [name.lower() or None for name in names]
 
 
 # ---- Many lines ----------------------------------------------------------------------------------
@@ -159,7 +145,6 @@ def pieces(file, name):
 
 # ---- Tables with Criteo's columns ----------------------------------------------------------------
 
-
 HEX, NUMBER = "^[0-9a-fA-F]{8}$", "^(?:0|-?[1-9][0-9]*)$"
 
 
@@ -173,14 +158,16 @@ def tidy(table_pieces):
     for piece in table_pieces:
         made = {}
         for k, column in enumerate(piece.columns):
-            names = piece.frame[str(k)] if column.name in CATEGORIES else None
-            if names is not None and names.dtype == pl.Float64:
-                piece.refuse(k, names != names.floor(), "not a whole number")
-            if names is None or names.dtype != pl.String:
+            if column.name not in CATEGORIES:
                 continue
-            if wanted is None and names.str.contains(HEX).all() != names.str.contains(NUMBER).all():
-                wanted = NUMBER if names.str.contains(NUMBER).all() else HEX
-            what = "a whole number" if wanted == NUMBER else WANTED["C"]
-            piece.refuse(k, ~names.str.contains(wanted or HEX), f"not {what}")
-            made[str(k)] = names.str.to_lowercase()
+            names = piece.frame[str(k)]
+            if names.dtype == pl.Float64:
+                piece.refuse(k, names != names.floor(), "not a whole number")
+            elif names.dtype == pl.String:
+                numbers = names.str.contains(NUMBER).all()
+                if wanted is None and names.str.contains(HEX).all() != numbers:
+                    wanted = NUMBER if numbers else HEX
+                what = "a whole number" if wanted == NUMBER else WANTED["C"]
+                piece.refuse(k, ~names.str.contains(wanted or HEX), f"not {what}")
+                made[str(k)] = names.str.to_lowercase()
         yield piece._replace(frame=piece.frame.with_columns(**made))
