@@ -329,14 +329,8 @@ def merged(dictionaries, size, spilled, min_count=1, max_table_rows=None):
     """
     if size > MERGE_MEMORY:
         return _merged_on_disk(dictionaries, spilled, min_count, max_table_rows)
-    entries = pl.concat(dictionaries)
-    places, names = names_of.distinct_of(entries["name"])
-    counts = np.bincount(places, entries["count"], len(names))
-    order = np.argsort(-counts, kind="stable")  # ties by first sight
-    order = order[counts[order] >= min_count][: max_table_rows and max_table_rows - 1]
-    ids = np.zeros(len(names), np.int32)
-    ids[order] = np.arange(1, len(order) + 1)
-    return [names.gather(order)], ids[places]
+    kept, ids = names_of.numbered(list(dictionaries), min_count, max_table_rows)
+    return [kept], ids
 
 
 MERGE = """CREATE TABLE known AS
