@@ -368,6 +368,8 @@ def _series(values, column):
     """A Series of pandas as one of polars; FormatError for a value of another kind."""
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf":
         return pl.Series(values.to_numpy())
+    if isinstance(values.dtype, pd.StringDtype):  # texts alone: at once
+        return pl.Series(values.to_numpy(object, na_value=None), dtype=pl.String)
     return _of_values(values.to_numpy(object), np.arange(len(values)), column)
 
 
