@@ -35,6 +35,7 @@ from test_stacked import unstacked_state
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow  # a minute together: TorchRec alone takes 7 s to import
 LAYERS, BATCH_SIZE, RATE = ([16], [16]), 240, 0.05
+PATIENCE = 600  # seconds after which a process is taken to hang; a busy machine needs over 60
 
 
 def options(processed, folder, **more):
@@ -73,7 +74,7 @@ def launch(program, tmp_path_factory):
             processes.append(forks.Process(target=worker.start, args=shared))
             processes[-1].start()
         for process in processes:
-            process.join(timeout=60)
+            process.join(PATIENCE)
             assert process.exitcode is not None, f"a rank hangs in {job} {texts}"
         read = [
             [(output / f"{name}.{rank}").read_text() for rank in range(ranks)]
@@ -370,7 +371,7 @@ def told_in_terminal(command, environment, until):
                 os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
                 killed = True
     os.close(terminal)
-    return process.wait(60), seen.decode()
+    return process.wait(PATIENCE), seen.decode()
 
 
 # Twice the start of torchrun, 10 s each: only so are a terminal, a log and a lost process real.
