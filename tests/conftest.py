@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import dlrm_models
@@ -9,6 +10,12 @@ import dlrm_utils
 from data import toy_clicks
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# No test asserts a time: on a busy machine one example can take longer than any bound.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

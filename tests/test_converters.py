@@ -1,12 +1,13 @@
 """Sparse indices/offsets converters, against multi-hot matrices, EmbeddingBag and naive slicing."""
 
+import time
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import files
@@ -348,3 +349,10 @@ def test_no_bar_where_nobody_looks_where_it_is_not_wanted_or_the_work_is_short(
     kernel(watched=False)
     assert list(files.progress(range(3), delay=0)) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+@given(st.integers(0, 1))
+@settings(max_examples=2)
+def test_a_slow_machine_fails_no_random_example(number):
+    """hypothesis would stop at 0.2 s an example."""
+    time.sleep(0.3)

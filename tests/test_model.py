@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import people
@@ -66,7 +66,6 @@ def naive_dlrm(model, dense, row, self_interaction=False):
     return logit
 
 
-@settings(deadline=None)
 @given(bag_lists, st.booleans())
 def test_dlrm_equals_naive_loops_for_any_bags(notebook, rows, self_interaction):
     model = small_model(notebook, self_interaction)
@@ -117,7 +116,6 @@ def drawn_anew(model):
     return model
 
 
-@settings(deadline=None)
 @given(bag_lists)
 def test_logistic_regression_and_matrix_factorization_equal_their_formulas(notebook, rows):
     dense, indices, offsets = batch_of(rows)

@@ -7,7 +7,7 @@ import pandas as pd
 import polars
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import people
@@ -57,7 +57,6 @@ def test_films_are_those_liked_five_times_the_most_liked_first(notebook, made_up
         assert (row.year, row.genres) == (of_it["year"], of_it["genres"])
 
 
-@settings(deadline=None)
 @given(some_likes, st.integers(0, 5))
 def test_a_bag_holds_up_to_ten_of_her_other_likes(notebook, likes, seed):
     asked = notebook.with_bags(frame_of(likes), seed)

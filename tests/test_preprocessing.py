@@ -452,7 +452,7 @@ SOUND = ["1", *["7"] * 13, *["0000abcd"] * 26]
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1_500)
+@settings(max_examples=1_500)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=5), st.integers(0, 39), st.booleans(), st.booleans()
 )
@@ -473,7 +473,7 @@ def test_the_fast_path_accepts_and_reads_what_the_format_allows(pieces, place, c
     assert [*frame.row(1)[:14], *categories] == expected and len(frame) == 2
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, 500))
 def test_random_bytes_in_a_file_are_read_by_the_rule_or_refused(noise, place):
     text = "".join("\t".join(SOUND) + "\n" for _ in range(3)).encode()

@@ -62,7 +62,7 @@ def bags_of_a_table(size, rows):
     return st.lists(bag, min_size=rows, max_size=rows)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 5).flatmap(
         lambda rows: st.tuples(*[bags_of_a_table(size, rows) for size in SIZES])
