@@ -93,9 +93,9 @@ def distinct_of(series):
     usable = whole.dtype.is_integer() and whole.null_count() == missing < len(series)
     if usable and (not missing or whole.min() > 0):  # so 0 can stand for the missing one
         codes, distinct = pd.factorize(whole.fill_null(0).to_numpy())
-        first = np.empty(len(distinct), np.int64)
-        first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last one written stays
-        return codes, series.gather(first).alias("name")
+        somewhere = np.empty(len(distinct), np.int64)
+        somewhere[codes] = np.arange(len(codes))
+        return codes, series.gather(somewhere).alias("name")
     distinct = series.unique(maintain_order=True).alias("name")
     known, given = distinct.to_frame().with_row_index("place"), pl.DataFrame({"name": series})
     given = given.join(known, "name", how="left", nulls_equal=True, maintain_order="left")

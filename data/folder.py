@@ -134,6 +134,8 @@ def _tidy(work):
 def _run(sources, columns, folder, stages, encoder, asked, show):
     """Do what the stages lack, and put the whole folder at its place."""
     of_source, data = [], stages / "data"
+    for left in [*data.rglob(".*")]:  # what a killed run was just writing
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     for k, source in enumerate(sources):
         done = stages / "parts" / f"{k:06}"
         if not done.exists():
@@ -305,9 +307,10 @@ def _number(stages, parts, encoder, train_rows, show):
 
     done = {name: stages / "ids" / f"{k}.json" for k, name in enumerate(encoder.tables)}
     todo = [k for k, path in enumerate(done.values()) if not path.exists()]
-    share = MERGE_MEMORY // max(len(todo), 1)
-    small = [k for k in todo if sum(part.bytes[k] for part in parts) <= share]
-    small = dict(zip(small, zip(*_dictionaries(parts, small, train_rows))))  # read at once: sooner
+    small, share = {}, MERGE_MEMORY // max(len(todo), 1)
+    few = [k for k in todo if sum(part.bytes[k] for part in parts) <= share]
+    if few and encoder.scales is None:  # read together, which is sooner
+        small = dict(zip(few, zip(*_dictionaries(parts, few, train_rows))))
     for _ in in_order(number, progress(todo, desc="numbering names", disable=not show), threads=2):
         pass
     return {name: files.read_json(path, STAGE_VERSION) for name, path in done.items()}

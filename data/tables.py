@@ -369,7 +369,7 @@ def _series(values, column):
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf":
         return pl.Series(values.to_numpy())
     if isinstance(values.dtype, pd.StringDtype):  # texts alone: at once
-        return pl.Series(values.to_numpy(object, na_value=None), dtype=pl.String)
+        return pl.Series(values.to_numpy(object, na_value=None).tolist(), dtype=pl.String)
     return _of_values(values.to_numpy(object), np.arange(len(values)), column)
 
 

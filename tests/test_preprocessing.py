@@ -97,6 +97,27 @@ def test_killed_and_run_again_it_makes_the_same_bytes(raw, reference, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
+DYING = """import os, sys
+from data import files
+replace = os.replace
+files.os.replace = lambda *paths: os._exit(9) if paths[1].name == sys.argv[3] else replace(*paths)
+import dlrm_utils
+dlrm_utils.preprocess_criteo(sys.argv[1], sys.argv[2], progress=False)
+"""
+
+
+# Over five seconds: a process imports PyTorch and dies.
+@pytest.mark.slow
+@pytest.mark.parametrize("half_written", ["14-C1.csv", encoder.SETTINGS, "source.json"])
+def test_what_was_half_written_at_a_kill_does_not_stay(raw, reference, tmp_path, half_written):
+    paths = [str(raw), str(tmp_path / "p"), half_written]
+    assert subprocess.run([sys.executable, "-c", DYING, *paths], cwd=ROOT).returncode == 9
+    assert list(tmp_path.rglob(f".{half_written}.*"))
+    preprocess_criteo(raw, tmp_path / "p", progress=False)
+    assert files(tmp_path / "p") == reference
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
 STAGES = {  # what is called in each, and how often before it is stopped there
     "reading": (criteo, "parsed", 3),
     "numbering": (encoder, "write_names", 10),
