@@ -10,7 +10,6 @@ import argparse
 import collections
 import itertools
 import math
-import re
 import sys
 import time
 from pathlib import Path
@@ -500,11 +499,9 @@ def main(arguments=None):
         rows = len(preprocess_criteo(o.raw, o.processed, o.min_count, o.max_table_rows))
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"dlrm_utils.py preprocess: {error}")
-    seconds, status = time.perf_counter() - start, Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    memory = f", peak memory {int(peak[1]) / 1e6:.2f} GB" if peak else ""
+    seconds = time.perf_counter() - start
     speed = "made before, opened" if there else f"{rows / seconds:,.0f} rows/s"
-    print(f"{rows:,} rows in {seconds:.1f} s, {speed}{memory}")
+    print(f"{rows:,} rows in {seconds:.1f} s, {speed}")
 
 
 if __name__ == "__main__":

@@ -92,10 +92,11 @@ def distinct_of(series):
         whole = series.cast(pl.Binary).bin.reinterpret(dtype=pl.UInt64, endianness="little")
     usable = whole.dtype.is_integer() and whole.null_count() == missing < len(series)
     if usable and (not missing or whole.min() > 0):  # so 0 can stand for the missing one
-        codes, distinct = pd.factorize(whole.fill_null(0).to_numpy())
+        whole = whole.fill_null(0) if missing else whole
+        codes, distinct = pd.factorize(whole.to_numpy())
         somewhere = np.empty(len(distinct), np.int64)
         somewhere[codes] = np.arange(len(codes))
-        return codes, series.gather(somewhere).alias("name")
+        return codes, series[somewhere].alias("name")
     distinct = series.unique(maintain_order=True).alias("name")
     known, given = distinct.to_frame().with_row_index("place"), pl.DataFrame({"name": series})
     given = given.join(known, "name", how="left", nulls_equal=True, maintain_order="left")
@@ -326,10 +327,12 @@ class Encoder:
     def numbers(self, piece):
         """The numeric columns of a piece, (B, n) float64, a missing one as NaN."""
         places = range(self._first, self._first + len(self.numeric))
-        for k in places:
-            _refuse_infinite(piece, k)
         numbers = piece.frame.select(map(str, places)).fill_null(math.nan).to_numpy(order="c")
-        return numbers.reshape(len(piece.frame), len(places))
+        numbers = numbers.reshape(len(piece.frame), len(places))
+        infinite = np.isinf(numbers)
+        for k in np.flatnonzero(infinite.any(axis=0)).tolist():
+            piece.refuse(places[k], infinite[:, k], "infinite")
+        return numbers
 
     def labels(self, piece):
         """The label of each row of a piece, float32 of 0 and 1, or None."""

@@ -240,7 +240,7 @@ def _store(encoder, pieces, done):
 
     def store(numbered_piece):
         k, piece = numbered_piece
-        lists = [values.alias(name).implode() for name, values in _lists(encoder, piece).items()]
+        lists = [pl.Series(name, [values]) for name, values in _lists(encoder, piece).items()]
         pl.DataFrame(lists).write_ipc(unfinished / f"{k:09}")
         flush(unfinished / f"{k:09}")
 

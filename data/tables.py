@@ -299,7 +299,8 @@ def _form(series, measure=False):
         return series.cast(pl.Datetime("us"))
     fractions = dtype.is_float() or (dtype.is_decimal() and dtype.scale)
     if fractions or (measure and kind in ("number", "boolean")):
-        return series.cast(pl.Float64).fill_nan(None)
+        numbers = series.cast(pl.Float64)
+        return numbers.fill_nan(None) if dtype.is_float() else numbers
     if kind == "number":
         return series.cast(pl.Int64 if (series.max() or 0) < 2**63 else pl.UInt64)
     return series

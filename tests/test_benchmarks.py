@@ -27,6 +27,15 @@ def test_a_column_is_numbered(capsys, monkeypatch, memory, where):
     assert f"400,000 rows,       1,000 names, {where}" in line and 0 < before <= most
 
 
+# Opens a saved model in a process of its own.
+@pytest.mark.slow
+def test_a_model_of_many_names_is_opened_elsewhere(capsys):
+    program("many_names").main(0.001)
+    printed = capsys.readouterr().out
+    assert "33,7" in printed and "the same logit: True" in printed
+    assert re.search(r"the first line: [\d.]+ s of processor time, [\d.]+ GB", printed)
+
+
 def test_frames_encode_alike_in_two_versions(capsys):
     frames = program("frames")
     frames.main(2000)
