@@ -92,7 +92,7 @@ def frames(path, labelled=True):
         return parsed(text, path, first_line, labelled)
 
     with unpacked(path) as file:
-        yield from files.in_order(parse, pieces(file, path), threads=3)
+        yield from files.in_order(parse, pieces(file, path), threads=2)
 
 
 def is_labelled(path):

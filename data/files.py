@@ -60,7 +60,7 @@ def in_order(function, items, threads):
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
+            if len(pending) > threads:
                 yield pending.popleft().result()
         yield from (future.result() for future in pending)
 
