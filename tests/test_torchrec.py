@@ -389,7 +389,9 @@ def test_one_bar_and_a_lost_process_under_torchrun(program, succeed, processed, 
         until=lambda seen: b"training:" in seen and b"step 80 of" in seen,
     )
     assert code != 0, seen
-    assert "a process is gone or was stopped; the same command goes on" in seen, seen
+    # A rank that waits in a collective which doesn't notice is ended and named by torchrun.
+    ours, its = "a process is gone or was stopped; the same command goes on", "exiting via 9"
+    assert ours in seen or its in seen, seen
     assert bars_in(seen) and not bars_in(log_of(first, 1, "stderr"))
     step = int(program.newest(broken).name.removeprefix("step-"))
     again = torchrun(second, "3", *command)
