@@ -93,7 +93,8 @@ def killed(folder, rows=300_000, kills=20):
     work = folder / "killed.making" / stages.STAGES
     undisturbed = command(raw, folder / "killed")
     wait_for(work)
-    seconds = seconds_of(undisturbed.wait)
+    seconds = seconds_of(lambda: wait_for(folder / "killed"))
+    undisturbed.wait()
     (folder / "killed").rename(folder / "undisturbed")
     expected, equal, left = files(folder / "undisturbed"), [], []
     while len(left) < kills:
