@@ -27,7 +27,7 @@ from data.tables import Piece
 VERSION = "data.folder 5"
 STAGE_VERSION = "data.folder stages 1"  # stages of another form are not gone on from
 LOCK, STAGES = "dlrm_utils.lock", "dlrm_utils.stages"  # all that we write in FOLDER.making
-MERGE_MEMORY = 128 << 20  # bytes of a table's dictionaries that are merged in memory
+MERGE_MEMORY = 320 << 20  # bytes of a table's dictionaries that are merged in memory
 ENTRY = 40  # bytes of one of their entries, besides its name, while it is merged
 # DuckDB merges more than that; what its memory cannot hold, of which each thread needs a share,
 # goes to the disk.
