@@ -15,7 +15,9 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -45,9 +47,8 @@ except ModuleNotFoundError as error:
 
 # Rows of the Terabyte set's 26 tables, capped at 40 million, as MLPerf's DLRM benchmark has them.
 TERABYTE_TABLE_SIZES = [
-    *(40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209),
-    *(11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36),
-]
+    40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209,
+    11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36]  # fmt: skip
 STRATEGIES = {  # how to shard a table of over a million rows, and any other
     "table-wise": ("table_wise", "table_wise"),
     "row-wise": ("row_wise", "row_wise"),
@@ -395,6 +396,22 @@ def parsed(command_line):
     return arguments
 
 
+def end_on_signals(message):
+    """Ctrl-C, or torchrun when a rank is lost, ends this one, though a collective may wait."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno())  # Python's own handlers wait until a collective is done
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told)  # which has to live
+
+    def end():
+        heard.recv(1)
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 def main(command_line=None):
     """What the command line asks for; returns what `run` does."""
     logging.disable(logging.WARNING)  # TorchRec warns of what it does by design
@@ -403,8 +420,7 @@ def main(command_line=None):
     if arguments.plan_only:
         return compare_plans(arguments.plan_only, arguments.batch_size)
     lost = f"rank {os.environ['RANK']}: a process is gone or was stopped; the same command goes on"
-    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun's too, when one rank is lost
-        signal.signal(number, lambda *_: sys.exit(lost))
+    end_on_signals(lost)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         book = load_notebook(names=["DLRM", "RowAdagrad", "score", "train"])
